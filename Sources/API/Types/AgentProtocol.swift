@@ -1,5 +1,3 @@
-public import Foundation
-
 // What the node says to an agent: HTTPS on TCP 11169, mutual TLS, JSON.
 //
 //   GET  /v1/status             AgentStatus

@@ -1,5 +1,3 @@
-public import Foundation
-
 /// The node at a glance.
 public struct NodeStatus: Codable, Sendable, Equatable {
     public var nodeID: String
