@@ -47,17 +47,17 @@ public struct SagaEffects: Sendable {
 /// The durable journal of the sagas; the production one is `SagaJournal` in Catalog.
 public protocol SagaJournaling: Sendable {
     /// Durable on return.
-    func append(_ entry: SagaJournalEntry) throws
+    func append(_ entry: SagaJournalEntry) async throws
     /// All records of the sagas that have no final one, in order.
-    func unfinished() throws -> [SagaJournalEntry]
+    func unfinished() async throws -> [SagaJournalEntry]
     /// Forgets the records of a saga that has ended.
-    func forget(sagaID: String) throws
+    func forget(sagaID: String) async throws
     /// How long each member took to come to rest in former sagas, in seconds, by `agent/plugin/resource`.
-    func quiesceHistory() throws -> [String: Double]
-    func rememberQuiesce(_ seconds: [String: Double]) throws
+    func quiesceHistory() async throws -> [String: Double]
+    func rememberQuiesce(_ seconds: [String: Double]) async throws
     /// Names of the volumes that an agent had when it last answered; nil when it never did.
-    func lastKnownVolumes(ofAgent name: String) throws -> Set<String>?
-    func rememberVolumes(_ volumes: Set<String>, ofAgent name: String) throws
+    func lastKnownVolumes(ofAgent name: String) async throws -> Set<String>?
+    func rememberVolumes(_ volumes: Set<String>, ofAgent name: String) async throws
 }
 
 public struct SagaJournalEntry: Sendable, Equatable {
