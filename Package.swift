@@ -79,6 +79,7 @@ let package = Package(
                 .product(name: "AsyncHTTPClient", package: "async-http-client"),
                 .product(name: "NIOSSL", package: "swift-nio-ssl"),
                 .product(name: "NIOFoundationCompat", package: "swift-nio"),
+                .product(name: "NIOHTTP1", package: "swift-nio"),
             ] + nio,
             swiftSettings: strict),
         .target(name: "PluginKit", dependencies: ["CLinux"], swiftSettings: strict),
@@ -127,5 +128,8 @@ let package = Package(
         plugin("filesystem"),
         plugin("postgresql", ["CLibPQ"]),
         plugin("hook"),
+
+        .testTarget(name: "StyleTests", swiftSettings: strict),
+        .testTarget(name: "SystemTests", dependencies: ["API"], swiftSettings: strict),
     ]
 )

@@ -1,0 +1,46 @@
+public import Foundation
+
+/// What a running node leaves in its run directory (`node.json`), so that programs of the same user find it.
+public struct NodeRecord: Codable, Sendable, Equatable {
+    /// `https://HOST:PORT`.
+    public var api: String
+    /// Path of the file with the administrator's token, mode 0600.
+    public var tokenFile: String
+    /// Path of the certificate authority, PEM; nil where the API speaks plain HTTP.
+    public var authorityFile: String?
+    public var pid: Int32
+
+    public init(api: String, tokenFile: String, authorityFile: String?, pid: Int32) {
+        self.api = api
+        self.tokenFile = tokenFile
+        self.authorityFile = authorityFile
+        self.pid = pid
+    }
+}
+
+/// Where a node and the programs around it leave what lasts until the next boot.
+public enum RunDirectory {
+    /// `STILLPOINT_RUN_DIR`, else `/run/stillpoint` for root, else `$XDG_RUNTIME_DIR/stillpoint`.
+    ///
+    /// - Returns: nil for an ordinary user without `XDG_RUNTIME_DIR`.
+    public static func path(
+        environment: [String: String] = ProcessInfo.processInfo.environment, isRoot: Bool = geteuid() == 0
+    ) -> String? {
+        if let path = environment["STILLPOINT_RUN_DIR"], !path.isEmpty { return path }
+        if isRoot { return "/run/stillpoint" }
+        if let path = environment["XDG_RUNTIME_DIR"], !path.isEmpty { return path + "/stillpoint" }
+        return nil
+    }
+
+    /// The nodes that left a record in `directory`, the one of `node.json` first. Records of nodes that listen elsewhere
+    /// may lie beside it as `node-*.json`. A file that is not a record is passed over.
+    public static func nodes(in directory: String) -> [NodeRecord] {
+        let names = (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
+        let candidates =
+            ["node.json"] + names.filter { $0.hasPrefix("node-") && $0.hasSuffix(".json") }.sorted()
+        return candidates.compactMap { name in
+            guard let data = FileManager.default.contents(atPath: directory + "/" + name) else { return nil }
+            return try? APIJSON.decoder().decode(NodeRecord.self, from: data)
+        }
+    }
+}
