@@ -1,0 +1,63 @@
+# Stillpoint: `make demo` shows the main job end to end, `make test` proves it. `make help` lists the rest.
+SHELL := /bin/bash
+SWIFT ?= swift
+SEEDS ?= 2000
+FUZZ_SECONDS ?= 60
+SOURCES := Package.swift Sources Tests
+
+.PHONY: help setup build release demo run test lint format simulate bench fuzz clean
+
+help:
+	@echo "make demo      build, then snapshot, damage and revert a live PostgreSQL on an iSCSI LUN"
+	@echo "make run       build and start a storage node on loopback (DATA=DIR)"
+	@echo "make test      install what the tests need, lint, build and run them all"
+	@echo "make simulate  run the store's simulator over SEEDS=$(SEEDS) histories"
+	@echo "make bench     benchmarks (docs/benchmarks.md)"
+	@echo "make fuzz      fuzz the parsers that face the network for FUZZ_SECONDS=$(FUZZ_SECONDS) each"
+	@echo "make lint      swift format lint;  make format: apply it"
+	@echo "make clean     remove build products"
+
+setup:
+	@scripts/setup.sh build
+
+build: setup
+	$(SWIFT) build
+
+release: setup
+	$(SWIFT) build -c release
+
+demo:
+	@scripts/setup.sh build demo
+	$(SWIFT) build -c release
+	@scripts/demo.sh "$$($(SWIFT) build -c release --show-bin-path)"
+
+run: setup
+	$(SWIFT) build -c release --product stillpoint
+	"$$($(SWIFT) build -c release --show-bin-path)/stillpoint" serve $(if $(DATA),--data $(DATA))
+
+test:
+	@scripts/setup.sh build test
+	@$(MAKE) --no-print-directory lint
+	$(SWIFT) build --build-tests
+	$(SWIFT) test --skip-build
+
+lint:
+	$(SWIFT) format lint --strict --recursive --parallel $(SOURCES)
+
+format:
+	$(SWIFT) format --in-place --recursive --parallel $(SOURCES)
+
+simulate: setup
+	$(SWIFT) build --build-tests
+	STILLPOINT_SIM_SEEDS=$(SEEDS) $(SWIFT) test --skip-build --filter Simulat
+
+bench:
+	@scripts/setup.sh build test
+	$(SWIFT) build -c release
+	@Benchmarks/run.sh "$$($(SWIFT) build -c release --show-bin-path)"
+
+fuzz: setup
+	@cd Fuzzing && FUZZ_SECONDS=$(FUZZ_SECONDS) ./run.sh
+
+clean:
+	rm -rf .build .build-* Fuzzing/.build Fuzzing/.build-*

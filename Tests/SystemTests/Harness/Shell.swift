@@ -1,0 +1,116 @@
+import Foundation
+
+/// What a finished command left behind.
+struct CommandResult: CustomStringConvertible {
+    var arguments: [String]
+    var status: Int32
+    var output: String
+    var errors: String
+
+    var description: String {
+        "\(arguments.joined(separator: " ")) ended with \(status)\nstdout: \(output)\nstderr: \(errors)"
+    }
+}
+
+struct CommandFailed: Error, CustomStringConvertible {
+    var description: String
+}
+
+/// Runs real programs; everything that they print goes through files, so that no pipe can fill up and block.
+enum Shell {
+    static let environment = ProcessInfo.processInfo.environment
+
+    static func locate(_ name: String) -> String? {
+        if name.hasPrefix("/") { return FileManager.default.isExecutableFile(atPath: name) ? name : nil }
+        let folders = (environment["PATH"] ?? "").split(separator: ":").map(String.init) + ["/usr/sbin", "/sbin"]
+        return folders.map { "\($0)/\(name)" }.first { FileManager.default.isExecutableFile(atPath: $0) }
+    }
+
+    static func start(
+        _ arguments: [String], environment extra: [String: String] = [:], outputPath: String, errorPath: String? = nil
+    ) throws -> Process {
+        guard let executable = locate(arguments[0]) else { throw CommandFailed(description: "no \(arguments[0]) here") }
+        let process = Process()
+        process.executableURL = URL(filePath: executable)
+        process.arguments = Array(arguments.dropFirst())
+        process.environment = environment.merging(extra) { $1 }
+        process.standardInput = FileHandle.nullDevice
+        process.standardOutput = try handle(outputPath)
+        process.standardError = try errorPath.map(handle) ?? process.standardOutput
+        try process.run()
+        return process
+    }
+
+    private static func handle(_ path: String) throws -> FileHandle {
+        FileManager.default.createFile(atPath: path, contents: nil)
+        guard let handle = FileHandle(forWritingAtPath: path) else {
+            throw CommandFailed(description: "cannot write \(path)")
+        }
+        return handle
+    }
+
+    /// Runs to the end, at most `timeoutSeconds`; then it is killed and the result's status is 124.
+    static func run(
+        _ arguments: [String], environment extra: [String: String] = [:], input: String? = nil,
+        timeoutSeconds: Double = 60
+    ) throws -> CommandResult {
+        let folder = try TemporaryFolder(prefix: "sp-run")
+        defer { folder.remove() }
+        guard let executable = locate(arguments[0]) else { throw CommandFailed(description: "no \(arguments[0]) here") }
+        let process = Process()
+        process.executableURL = URL(filePath: executable)
+        process.arguments = Array(arguments.dropFirst())
+        process.environment = environment.merging(extra) { $1 }
+        let inputPath = folder.path + "/in"
+        try (input ?? "").write(toFile: inputPath, atomically: false, encoding: .utf8)
+        process.standardInput = FileHandle(forReadingAtPath: inputPath)
+        process.standardOutput = try handle(folder.path + "/out")
+        process.standardError = try handle(folder.path + "/err")
+        try process.run()
+        let ended = wait(upToSeconds: timeoutSeconds) { !process.isRunning }
+        if !ended {
+            kill(process.processIdentifier, SIGKILL)
+            process.waitUntilExit()
+        }
+        func text(_ name: String) -> String {
+            String(decoding: (try? Data(contentsOf: URL(filePath: folder.path + "/" + name))) ?? Data(), as: UTF8.self)
+        }
+        return CommandResult(
+            arguments: arguments, status: ended ? process.terminationStatus : 124, output: text("out"),
+            errors: text("err"))
+    }
+
+    /// Like `run`, but a status other than 0 is an error.
+    @discardableResult
+    static func check(
+        _ arguments: [String], environment: [String: String] = [:], input: String? = nil, timeoutSeconds: Double = 60
+    ) throws -> String {
+        let result = try run(arguments, environment: environment, input: input, timeoutSeconds: timeoutSeconds)
+        guard result.status == 0 else { throw CommandFailed(description: result.description) }
+        return result.output
+    }
+
+    /// Polls `condition` until it holds; false when it never did.
+    static func wait(upToSeconds seconds: Double, _ condition: () throws -> Bool) rethrows -> Bool {
+        let clock = ContinuousClock()
+        let deadline = clock.now + .seconds(seconds)
+        while clock.now < deadline {
+            if try condition() { return true }
+            usleep(20_000)
+        }
+        return try condition()
+    }
+}
+
+/// A folder under /tmp with a short name: paths of UNIX sockets are limited to 108 bytes.
+struct TemporaryFolder {
+    let path: String
+
+    init(prefix: String) throws {
+        path = "/tmp/\(prefix)-\(UInt32.random(in: 0..<UInt32.max))"
+        try FileManager.default.createDirectory(
+            atPath: path, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o755])
+    }
+
+    func remove() { try? FileManager.default.removeItem(atPath: path) }
+}

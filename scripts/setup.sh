@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that a step needs: scripts/setup.sh build|demo|test...
+# Only what is missing is installed; without root it says which packages to install and stops.
+set -euo pipefail
+
+declare -A packages=(
+    [build]="git make pkg-config libc6-dev libpq-dev libsqlite3-dev"
+    [demo]="postgresql-15 postgresql-client-15 qemu-utils qemu-system-common qemu-block-extra libnbd-bin fuse3 \
+            e2fsprogs util-linux procps psmisc python3-minimal"
+    [test]="postgresql-15 postgresql-client-15 qemu-utils qemu-system-common qemu-block-extra libnbd-bin fuse3 \
+            e2fsprogs xfsprogs btrfs-progs util-linux procps psmisc python3-minimal libiscsi-bin libiscsi-dev fio iproute2 \
+            openssl curl"
+)
+
+wanted=()
+for step in "$@"; do
+    [ -n "${packages[$step]:-}" ] || { echo "setup: unknown step '$step' (known: ${!packages[*]})" >&2; exit 2; }
+    for package in ${packages[$step]}; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || wanted+=("$package")
+    done
+done
+if [ ${#wanted[@]} -gt 0 ]; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "setup: these packages are missing; install them as root: apt-get install ${wanted[*]}" >&2
+        exit 1
+    fi
+    echo "setup: installing ${wanted[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # The package must not start a database of its own: tests and demo run private ones.
+    printf '#!/bin/sh\nexit 101\n' > /tmp/stillpoint-policy-rc.d
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+        install -m 0755 /tmp/stillpoint-policy-rc.d /usr/sbin/policy-rc.d
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    fi
+    apt-get install -y -qq --no-install-recommends "${wanted[@]}" > /dev/null
+fi
+command -v swift > /dev/null || { echo "setup: swift is not on PATH; install Swift 6.3 from swift.org" >&2; exit 1; }
