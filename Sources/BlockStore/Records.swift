@@ -1,0 +1,107 @@
+/// A volume as the pool knows it.
+public struct VolumeRecord: Sendable, Equatable {
+    public var id: VolumeID
+    public var name: String
+    public var naa: NAA
+    public var sizeBytes: UInt64
+    /// Bytes that are mapped: exact at a checkpoint; between two of them an overwrite of an old block may count twice.
+    public var mappedBytes: UInt64
+    /// Unix time in nanoseconds.
+    public var createdAt: UInt64
+    /// Where a clone came from; nil for other volumes.
+    public var clonedFrom: CloneOrigin?
+}
+
+/// The member of a snapshot that a clone was made of.
+public struct CloneOrigin: Sendable, Equatable {
+    public var snapshot: SnapshotID
+    public var volume: VolumeID
+
+    public init(snapshot: SnapshotID, volume: VolumeID) {
+        self.snapshot = snapshot
+        self.volume = volume
+    }
+}
+
+/// A volume's part in a snapshot.
+public struct SnapshotMember: Sendable, Equatable {
+    public var volume: VolumeID
+    public var sizeBytes: UInt64
+
+    public init(volume: VolumeID, sizeBytes: UInt64) {
+        self.volume = volume
+        self.sizeBytes = sizeBytes
+    }
+}
+
+/// Why a snapshot exists.
+public enum SnapshotKind: UInt8, Sendable {
+    case user = 0
+    /// The state that a revert replaced.
+    case beforeRevert = 1
+}
+
+/// A snapshot as the pool knows it.
+public struct SnapshotRecord: Sendable, Equatable {
+    public var id: SnapshotID
+    public var name: String
+    /// Unix time of the cut in nanoseconds.
+    public var createdAt: UInt64
+    public var members: [SnapshotMember]
+    /// Blocks of the snapshot were written in this epoch or an earlier one.
+    public var epoch: UInt64
+    /// What the caller keeps with the snapshot: the evidence.
+    public var attributes: [UInt8]
+    public var kind: SnapshotKind
+}
+
+/// What the pool can do at the moment.
+public enum PoolState: Sendable, Equatable {
+    case healthy
+    /// New writes are refused until space is freed; everything else works.
+    case full
+    /// The pool failed for good, or was opened read-only.
+    case readOnly(reason: String)
+}
+
+/// A pool's size and counters at one moment. Counters start at zero when the pool is opened.
+public struct PoolStatistics: Sendable, Equatable {
+    /// The most that data and map can occupy.
+    public var sizeBytes: UInt64 = 0
+    /// Blocks that are in use or wait to be freed, including the pool's own metadata.
+    public var usedBytes: UInt64 = 0
+    /// What can still be written: limited by the pool's size and by the file system it lies on.
+    public var freeBytes: UInt64 = 0
+    public var state: PoolState = .healthy
+    public var epoch: UInt64 = 0
+    /// Mappings that are only in memory and in the journal.
+    public var overlayEntries: UInt64 = 0
+    public var journalUsedBytes: UInt64 = 0
+    public var journalSizeBytes: UInt64 = 0
+    public var checkpoints: UInt64 = 0
+    public var commits: UInt64 = 0
+    public var dataBytesWritten: UInt64 = 0
+    public var metadataBytesWritten: UInt64 = 0
+    public var journalBytesWritten: UInt64 = 0
+    public var checksumErrors: UInt64 = 0
+    /// Deleted snapshots and volumes whose blocks are not yet all freed.
+    public var reclaimsPending: UInt64 = 0
+}
+
+/// Sizes and limits of a pool. Those marked *create* are fixed when the pool is made.
+public struct PoolOptions: Sendable {
+    /// *Create*: the most bytes that the pool may occupy. A regular file grows towards it, sparse.
+    public var maxSizeBytes: UInt64 = 64 << 40
+    /// *Create*: bytes of the journal, a multiple of 4096, at least 64 KiB.
+    public var journalBytes: UInt64 = 64 << 20
+    /// Bytes of map pages that are kept in memory.
+    public var cacheBytes: UInt64 = 256 << 20
+    /// Recent mappings in memory at which a checkpoint begins; writers wait at twice as many.
+    public var overlayEntries: Int = 1 << 20
+    /// Open without writing anything; every write is refused.
+    public var isReadOnly = false
+    /// Whether a thread of the pool's own does checkpoints and reclaim, or the caller through ``Pool/maintain()``.
+    public var hasMaintenanceThread = true
+
+    public init() {}
+}
