@@ -1,0 +1,55 @@
+import Foundation
+import Testing
+
+/// What `make demo` shows is true with the executables of this build too.
+@Suite(
+    "Demo", .serialized,
+    .enabled(
+        if: Components.hasAttachment && Components.hasPostgres,
+        "needs root, FUSE, qemu-storage-daemon, nbdfuse and PostgreSQL"))
+struct DemoTests {
+    static let script =
+        URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+        .deletingLastPathComponent().path + "/scripts/demo.sh"
+
+    @Test("the demo runs the main job end to end and leaves nothing behind")
+    func runs() throws {
+        let before = try leftovers()
+        let result = try Shell.run(
+            [Self.script, Components.bin], environment: ["DEMO_SCALE": "1"], timeoutSeconds: 400)
+        #expect(result.status == 0, "\(result)")
+        #expect(result.output.contains("achieved consistency"), "\(result)")
+        #expect(try leftovers() == before)
+    }
+
+    @Test("an interrupted demo cleans up")
+    func interrupted() throws {
+        let before = try leftovers()
+        let folder = try TemporaryFolder(prefix: "sp-demo")
+        defer { folder.remove() }
+        let process = try Shell.start(
+            [Self.script, Components.bin], environment: ["DEMO_SCALE": "1"], outputPath: folder.path + "/out")
+        let underway = Shell.wait(upToSeconds: 200) {
+            let text = (try? String(contentsOfFile: folder.path + "/out", encoding: .utf8)) ?? ""
+            return text.contains("A crash-consistent snapshot") || !process.isRunning
+        }
+        #expect(underway && process.isRunning)
+        process.interrupt()
+        #expect(Shell.wait(upToSeconds: 90) { !process.isRunning })
+        if process.isRunning { process.terminate() }
+        #expect(try leftovers() == before)
+    }
+
+    /// Mounts, loop devices and processes that belong to a demo.
+    private func leftovers() throws -> [String] {
+        let mounts = try String(contentsOfFile: "/proc/mounts", encoding: .utf8).split(separator: "\n").map(String.init)
+            .filter { $0.contains("stillpoint-demo") }
+        let loops = try Shell.run(["losetup", "-a"]).output.split(separator: "\n").map(String.init)
+            .filter { $0.contains("stillpoint-demo") }
+        let processes = try Shell.run(["pgrep", "-af", "stillpoint-demo"]).output.split(separator: "\n").map(
+            String.init
+        )
+        .filter { !$0.contains("pgrep") }
+        return mounts + loops + processes
+    }
+}

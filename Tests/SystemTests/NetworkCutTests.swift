@@ -1,0 +1,84 @@
+import API
+import Foundation
+import Testing
+
+/// Node and agent on two hosts (network namespaces of the test's own), with the wire between them cut while everything
+/// is held. The API beyond loopback is TLS: enrolment pins the node's authority.
+@Suite(
+    "Network cut", .serialized,
+    .enabled(
+        if: Components.hasAttachment && Components.hasNamespaces, "needs root, FUSE, qemu-storage-daemon and iproute2"))
+struct NetworkCutTests {
+    static let namespace = "sp-test-\(getpid())"
+    static let nodeLink = "spn\(getpid() % 100_000)"
+    static let agentLink = "spa\(getpid() % 100_000)"
+    static let nodeAddress = "10.213.77.1"
+    static let agentAddress = "10.213.77.2"
+
+    static func makeNetwork() throws {
+        try Shell.check(["ip", "netns", "add", namespace])
+        try Shell.check(["ip", "link", "add", nodeLink, "type", "veth", "peer", "name", agentLink, "netns", namespace])
+        try Shell.check(["ip", "addr", "add", nodeAddress + "/30", "dev", nodeLink])
+        try Shell.check(["ip", "link", "set", nodeLink, "up"])
+        let inside = ["ip", "netns", "exec", namespace, "ip"]
+        try Shell.check(inside + ["addr", "add", agentAddress + "/30", "dev", agentLink])
+        try Shell.check(inside + ["link", "set", agentLink, "up"])
+        try Shell.check(inside + ["link", "set", "lo", "up"])
+    }
+
+    static func removeNetwork() {
+        _ = try? Shell.run(["ip", "link", "del", nodeLink])
+        _ = try? Shell.run(["ip", "netns", "del", namespace])
+    }
+
+    @Test(
+        "a network cut between node and agent while everything is held ends the hold within the lease, without a label")
+    func cut() throws {
+        try Self.makeNetwork()
+        defer { Self.removeNetwork() }
+        let node = try TestNode()
+        defer { node.stop() }
+        node.apiListen = Self.nodeAddress + ":0"
+        try node.start()
+        #expect(node.api.hasPrefix("https://"), "beyond loopback the API is TLS")
+        let host = try ProtectedHost(node: node, agentName: "far", volume: "v", sizeText: "256MiB")
+        defer { host.tearDown() }
+        try host.mount()
+        host.agent.host = Self.agentAddress
+        host.agent.prefix = ["ip", "netns", "exec", Self.namespace]
+        let mark = host.agent.folder.path + "/paused"
+        let script = host.agent.folder.path + "/pause.sh"
+        try "#!/bin/sh\ntouch \(mark)\nexec sleep 4\n".write(toFile: script, atomically: true, encoding: .utf8)
+        try FileManager.default.setAttributes([.posixPermissions: 0o755], ofItemAtPath: script)
+        host.agent.configuration = """
+            plugins:
+              hook:
+                hooks:
+                  - name: pause
+                    volumes: [v]
+                    layer: machine
+                    quiesce: ["\(script)"]
+                    unquiesce: ["/bin/true"]
+                    timeoutSeconds: 20
+            """
+        try host.agent.enroll()
+        try host.agent.start()
+        let client = try Shell.start(
+            [
+                Components.bin + "/stillpoint", "snapshot", "create", "v", "--consistency", "fileSystem", "--lease",
+                "6",
+                "--name", "cut",
+            ], environment: ["STILLPOINT_RUN_DIR": node.runFolder], outputPath: node.folder.path + "/snapshot.out")
+        #expect(Shell.wait(upToSeconds: 20) { FileManager.default.fileExists(atPath: mark) }, "\(host.agent.log)")
+        try Shell.check(["ip", "netns", "exec", Self.namespace, "ip", "link", "set", Self.agentLink, "down"])
+        #expect(host.acceptsWrites(withinSeconds: 16), "frozen for longer than its lease:\n\(host.agent.log)")
+        #expect(Shell.wait(upToSeconds: 60) { !client.isRunning })
+        try Shell.check(["ip", "netns", "exec", Self.namespace, "ip", "link", "set", Self.agentLink, "up"])
+        #expect(try node.achievedLevels(volume: "v").isEmpty)
+        let back = try Shell.wait(upToSeconds: 40) { try node.json(AgentInfo.self, "agent", "show", "far").isReachable }
+        #expect(back, "the agent is found again when the wire is back")
+        let made = try node.json(
+            SnapshotInfo.self, "snapshot", "create", "v", "--consistency", "fileSystem", "--name", "after")
+        #expect(made.achievedConsistency == .fileSystem)
+    }
+}

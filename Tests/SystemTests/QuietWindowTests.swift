@@ -1,0 +1,244 @@
+import API
+import Foundation
+import Testing
+
+/// Promise 4: an application is never left quiesced. Everything here runs on real parts: ext4 on a LUN of our own
+/// target, PostgreSQL on it, and processes that are killed while everything is held.
+@Suite(
+    "Quiet window", .serialized,
+    .enabled(
+        if: Components.hasAttachment && Components.hasPostgres,
+        "needs root, FUSE, qemu-storage-daemon, nbdfuse and PostgreSQL"))
+struct QuietWindowTests {
+    /// Long enough for a slow machine, short enough that a lease which never ends would be seen.
+    static let leaseSeconds = 6.0
+    static let marginSeconds = 10.0
+
+    final class Stage {
+        let node: TestNode
+        let host: ProtectedHost
+        let postgres: TestPostgres
+        var agent: TestAgent { host.agent }
+        var pauseMark: String { agent.folder.path + "/paused" }
+
+        /// With `pausing`, a hook in the machine layer holds everything quiet for some seconds.
+        init(pausing: Bool) throws {
+            node = try TestNode()
+            try node.start()
+            host = try ProtectedHost(node: node, agentName: "host-a", volume: "db")
+            try host.mount()
+            postgres = try TestPostgres(mountPoint: host.mountPoint)
+            try postgres.create()
+            try postgres.start()
+            try postgres.sql("CREATE TABLE ledger (n int)")
+            if pausing {
+                let script = agent.folder.path + "/pause.sh"
+                try "#!/bin/sh\ntouch \(pauseMark)\nexec sleep 4\n".write(
+                    toFile: script, atomically: true, encoding: .utf8)
+                try FileManager.default.setAttributes([.posixPermissions: 0o755], ofItemAtPath: script)
+                agent.configuration = """
+                    plugins:
+                      hook:
+                        hooks:
+                          - name: pause
+                            volumes: [db]
+                            layer: machine
+                            quiesce: ["\(script)"]
+                            unquiesce: ["/bin/true"]
+                            timeoutSeconds: 20
+                    """
+            }
+            try agent.enroll()
+            try agent.start()
+            try waitForPostgresToBeFound()
+        }
+
+        func waitForPostgresToBeFound() throws {
+            let found = try Shell.wait(upToSeconds: 30) {
+                let info = try node.json(AgentInfo.self, "agent", "show", "host-a")
+                return info.resources?.contains { $0.plugin == "postgresql" } == true
+            }
+            guard found else {
+                let shown = try node.must("agent", "show", "host-a")
+                throw CommandFailed(description: "PostgreSQL was not discovered:\n\(shown)\n\(agent.log.suffix(2000))")
+            }
+        }
+
+        func startSnapshot(name: String) throws -> Process {
+            try Shell.start(
+                [
+                    Components.bin + "/stillpoint", "snapshot", "create", "db", "--consistency", "application",
+                    "--name", name,
+                    "--lease", "\(Int(leaseSeconds))",
+                ], environment: ["STILLPOINT_RUN_DIR": node.runFolder], outputPath: node.folder.path + "/snapshot.out")
+        }
+
+        var snapshotOutput: String {
+            (try? String(contentsOfFile: node.folder.path + "/snapshot.out", encoding: .utf8)) ?? ""
+        }
+
+        func waitUntilHeld() -> Bool {
+            Shell.wait(upToSeconds: 20) { FileManager.default.fileExists(atPath: pauseMark) }
+        }
+
+        func expectEverythingRuns(_ comment: Comment) throws {
+            #expect(host.acceptsWrites(withinSeconds: leaseSeconds + marginSeconds), comment)
+            _ = try postgres.sql("INSERT INTO ledger VALUES (1)", timeoutSeconds: leaseSeconds + marginSeconds)
+            let backups = try postgres.sql(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'stillpoint%' AND state <> 'idle'")
+            #expect(backups == "0", comment)
+        }
+
+        func tearDown() {
+            postgres.stop(mode: "immediate")
+            host.tearDown()
+            node.stop()
+            postgres.remove()
+        }
+    }
+
+    static func withStage(pausing: Bool = false, _ body: (Stage) throws -> Void) throws {
+        let stage = try Stage(pausing: pausing)
+        defer { stage.tearDown() }
+        try body(stage)
+    }
+
+    @Test("an application-consistent snapshot has evidence for every member, and only then the label")
+    func evidence() throws {
+        try Self.withStage { stage in
+            let made = try stage.node.json(
+                SnapshotInfo.self, "snapshot", "create", "db", "--consistency", "application", "--name", "good")
+            #expect(made.achievedConsistency == .application)
+            let shown = try stage.node.json(SnapshotInfo.self, "snapshot", "show", "good")
+            let evidence = try #require(shown.evidence)
+            #expect(Set(evidence.members.map(\.plugin)) == ["filesystem", "postgresql"])
+            for member in evidence.members {
+                #expect(member.heldBeforeCut && member.stillHeldAtRelease && member.releasedAfterCut, "\(member)")
+                #expect(member.quietSeconds > 0)
+            }
+            let label = evidence.members.first { $0.plugin == "postgresql" }?.artifacts["backup_label"]
+            #expect(label?.contains("START WAL LOCATION") == true)
+            #expect(shown.quietSeconds > 0)
+            try stage.expectEverythingRuns("after a good snapshot")
+
+            // The frozen copy needs no journal recovery, and holds a completed write that was never synced.
+            try Shell.check(["sh", "-c", "echo unsynced > \(stage.host.mountPoint)/unsynced"])
+            try stage.node.must("snapshot", "create", "db", "--consistency", "fileSystem", "--name", "frozen")
+            try Shell.check(["sh", "-c", "echo later > \(stage.host.mountPoint)/later"])
+            try stage.node.must("snapshot", "create", "db", "--name", "crash")
+            let frozen = try stage.agent.attach("frozen")
+            let header = try Shell.check(["dumpe2fs", "-h", frozen])
+            #expect(!header.contains("needs_recovery"))
+            #expect(try Shell.check(["debugfs", "-R", "cat /unsynced", frozen]).contains("unsynced"))
+            stage.agent.detach("frozen")
+            let crash = try stage.agent.attach("crash")
+            #expect(try Shell.check(["dumpe2fs", "-h", crash]).contains("needs_recovery"))
+            #expect(try !Shell.check(["debugfs", "-R", "cat /later", crash]).contains("later\n"))
+            stage.agent.detach("crash")
+        }
+    }
+
+    /// The names in docs/saga.md.
+    static let crashPoints = [
+        "plan.before", "plan.after", "preflight.before", "preflight.after", "quiesce.application.before",
+        "quiesce.application.after", "quiesce.fileSystem.before", "quiesce.fileSystem.after", "cut.before", "cut.after",
+        "unquiesce.fileSystem.before", "unquiesce.fileSystem.after", "unquiesce.application.before",
+        "unquiesce.application.after", "label.before", "label.after",
+    ]
+
+    @Test("kill -9 of the node at each step leaves nothing quiet, no half group and no wrong label")
+    func nodeDiesAtEachStep() throws {
+        try Self.withStage { stage in
+            for point in Self.crashPoints {
+                stage.node.killHard()
+                stage.node.extraEnvironment["STILLPOINT_CRASH_AT"] = point
+                try stage.node.start()
+                try stage.waitForPostgresToBeFound()
+                let name = "at-" + point
+                let client = try stage.startSnapshot(name: name)
+                let died = Shell.wait(upToSeconds: 30) { !stage.node.isRunning }
+                #expect(died, "the node should have died at \(point): \(stage.snapshotOutput) \(stage.node.log)")
+                _ = Shell.wait(upToSeconds: 10) { !client.isRunning }
+                if client.isRunning { client.terminate() }
+                try stage.expectEverythingRuns("after the node died at \(point)")
+
+                stage.node.extraEnvironment["STILLPOINT_CRASH_AT"] = nil
+                stage.node.killHard()
+                try stage.node.start()
+                let settled = try Shell.wait(upToSeconds: 30) {
+                    try stage.node.json([JobInfo].self, "job", "list").allSatisfy { $0.state.isEnded }
+                }
+                #expect(settled, "a job is still running after the restart from \(point)")
+                for snapshot in try stage.node.json([SnapshotInfo].self, "snapshot", "list", "db")
+                where snapshot.name == name {
+                    let whole = try stage.node.json(SnapshotInfo.self, "snapshot", "show", name)
+                    let proven = whole.evidence?.members.allSatisfy {
+                        $0.heldBeforeCut && $0.releasedAfterCut && $0.stillHeldAtRelease
+                    }
+                    #expect(whole.achievedConsistency == .application && proven == true, "\(point): \(whole)")
+                }
+                try stage.expectEverythingRuns("after the restart from \(point)")
+            }
+            let last = try stage.node.json(
+                SnapshotInfo.self, "snapshot", "create", "db", "--consistency", "application", "--name", "afterwards")
+            #expect(last.achievedConsistency == .application)
+        }
+    }
+
+    enum Victim: String, CaseIterable { case agent, node, filesystemPlugin, postgresqlPlugin }
+
+    @Test(
+        "kill -9 of agent, node or plug-in while everything is held ends the hold within the lease",
+        arguments: Victim.allCases)
+    func killedWhileHeld(victim: Victim) throws {
+        try Self.withStage(pausing: true) { stage in
+            let client = try stage.startSnapshot(name: "held")
+            #expect(stage.waitUntilHeld(), "\(stage.snapshotOutput)\n\(stage.agent.log)")
+            switch victim {
+            case .agent: stage.agent.killHard()
+            case .node: stage.node.killHard()
+            case .filesystemPlugin: try killPlugin("stillpoint-plugin-filesystem", of: stage.agent)
+            case .postgresqlPlugin: try killPlugin("stillpoint-plugin-postgresql", of: stage.agent)
+            }
+            try stage.expectEverythingRuns("after kill -9 of \(victim.rawValue)")
+            _ = Shell.wait(upToSeconds: 30) { !client.isRunning }
+            if client.isRunning { client.terminate() }
+            if victim == .node { try stage.node.start() }
+            if victim == .agent { try stage.agent.start() }
+            let levels = try stage.node.achievedLevels(volume: "db")
+            #expect(!levels.contains(.application), "a label without a hold: \(stage.snapshotOutput)")
+            #expect(levels.isEmpty, "policy `require` leaves nothing behind")
+            try stage.expectEverythingRuns("after the restart of \(victim.rawValue)")
+            let status = try Shell.check([
+                Components.bin + "/stillpoint-agent", "status", "--run", stage.agent.folder.path + "/run", "-o", "json",
+            ])
+            #expect(try APIJSON.decoder().decode(AgentStatus.self, from: Data(status.utf8)).holds.isEmpty)
+        }
+    }
+
+    private func killPlugin(_ name: String, of agent: TestAgent) throws {
+        let children = try Shell.check(["pgrep", "-P", "\(agent.pid)", "-f", name])
+        for line in children.split(separator: "\n") {
+            if let pid = Int32(line) { kill(pid, SIGKILL) }
+        }
+    }
+
+    @Test("a lower level is kept only when the policy allows it, and says why")
+    func allowLower() throws {
+        try Self.withStage { stage in
+            try stage.node.must("volume", "create", "bare", "--size", "64MiB")
+            let refused = try stage.node.cli(
+                "snapshot", "create", "bare", "--consistency", "application", "--name", "no")
+            #expect(refused.status == 1)
+            #expect(refused.errors.contains("bare"), "\(refused)")
+            #expect(try stage.node.achievedLevels(volume: "bare").isEmpty)
+            let lower = try stage.node.json(
+                SnapshotInfo.self, "snapshot", "create", "bare", "--consistency", "application", "--allow-lower",
+                "--name", "low")
+            #expect(lower.requestedConsistency == .application)
+            #expect(lower.achievedConsistency == .crash)
+            let shown = try stage.node.json(SnapshotInfo.self, "snapshot", "show", "low")
+            #expect(shown.evidence?.reasons.isEmpty == false)
+        }
+    }
+}
