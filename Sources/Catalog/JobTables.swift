@@ -33,12 +33,14 @@ extension Catalog {
         }
     ]
 
+    /// Adds a job or changes it. A job that has ended stays as it is, so that a late step cannot revive it.
     public func setJob(_ job: JobRecord) async throws(CatalogError) {
         try await write { database in
             try database.execute(
                 sql: """
                     INSERT INTO job (id, isEnded, createdAt, document) VALUES (?, ?, ?, ?)
                     ON CONFLICT (id) DO UPDATE SET isEnded = excluded.isEnded, document = excluded.document
+                    WHERE NOT job.isEnded
                     """,
                 arguments: [job.id, job.isEnded, job.createdAt.catalogMilliseconds, job.document])
         }

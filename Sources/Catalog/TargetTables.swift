@@ -2,7 +2,7 @@ public import Foundation
 import GRDB
 
 /// An iSCSI target that the node exports.
-public struct TargetRecord: Sendable, Equatable {
+public struct ExportedTarget: Sendable, Equatable {
     public enum Purpose: String, Sendable {
         /// Made with a volume or a clone; its LUNs are writable volumes.
         case volume
@@ -13,11 +13,11 @@ public struct TargetRecord: Sendable, Equatable {
     public var iqn: String
     public var purpose: Purpose
     public var createdAt: Date
-    public var luns: [LUNRecord]
-    public var access: [AccessRecord]
+    public var luns: [ExportedLUN]
+    public var access: [AccessRule]
 
     public init(
-        iqn: String, purpose: Purpose, createdAt: Date, luns: [LUNRecord] = [], access: [AccessRecord] = []
+        iqn: String, purpose: Purpose, createdAt: Date, luns: [ExportedLUN] = [], access: [AccessRule] = []
     ) {
         self.iqn = iqn
         self.purpose = purpose
@@ -28,7 +28,7 @@ public struct TargetRecord: Sendable, Equatable {
 }
 
 /// What lies behind a LUN. The ids are the pool's.
-public struct LUNRecord: Sendable, Equatable {
+public struct ExportedLUN: Sendable, Equatable {
     /// 0 to 16383.
     public var lun: Int
     public var volumeID: String
@@ -46,7 +46,7 @@ public struct LUNRecord: Sendable, Equatable {
 }
 
 /// Who may log in. Secrets are sealed by the node before they come here.
-public struct AccessRecord: Sendable, Equatable {
+public struct AccessRule: Sendable, Equatable {
     /// An initiator name, or `any`.
     public var initiator: String
     public var chapUser: String?
@@ -99,7 +99,7 @@ extension Catalog {
     ]
 
     /// All targets, by name, with their LUNs and rules.
-    public func targets() async throws(CatalogError) -> [TargetRecord] {
+    public func targets() async throws(CatalogError) -> [ExportedTarget] {
         try await read { database in
             let luns = try Dictionary(
                 grouping: Row.fetchAll(database, sql: "SELECT * FROM lun ORDER BY iqn, lun")
@@ -108,13 +108,13 @@ extension Catalog {
                 grouping: Row.fetchAll(database, sql: "SELECT * FROM access ORDER BY iqn, initiator")
             ) { $0["iqn"] as String }
             return try Row.fetchAll(database, sql: "SELECT * FROM target ORDER BY iqn").map { row in
-                try TargetRecord(row, luns: luns[row["iqn"]] ?? [], access: access[row["iqn"]] ?? [])
+                try ExportedTarget(row, luns: luns[row["iqn"]] ?? [], access: access[row["iqn"]] ?? [])
             }
         }
     }
 
     /// - Throws: ``CatalogError`` also where the name is taken.
-    public func insertTarget(_ target: TargetRecord) async throws(CatalogError) {
+    public func insertTarget(_ target: ExportedTarget) async throws(CatalogError) {
         try await write { database in
             try database.execute(
                 sql: "INSERT INTO target (iqn, purpose, createdAt) VALUES (?, ?, ?)",
@@ -138,7 +138,7 @@ extension Catalog {
     }
 
     /// Adds a rule, or replaces the one for the same initiator.
-    public func setAccess(_ rule: AccessRecord, iqn: String) async throws(CatalogError) {
+    public func setAccess(_ rule: AccessRule, iqn: String) async throws(CatalogError) {
         try await write { database in try rule.upsert(into: database, iqn: iqn) }
     }
 
@@ -152,18 +152,18 @@ extension Catalog {
     }
 }
 
-extension TargetRecord {
+extension ExportedTarget {
     fileprivate init(_ row: Row, luns: [Row], access: [Row]) throws {
         guard let purpose = Purpose(rawValue: row["purpose"]) else {
             throw CatalogError("the target \(row["iqn"] as String) has an unknown purpose")
         }
         self.init(
             iqn: row["iqn"], purpose: purpose, createdAt: Date(catalogMilliseconds: row["createdAt"]),
-            luns: luns.map(LUNRecord.init(row:)), access: access.map(AccessRecord.init(row:)))
+            luns: luns.map(ExportedLUN.init(row:)), access: access.map(AccessRule.init(row:)))
     }
 }
 
-extension LUNRecord {
+extension ExportedLUN {
     fileprivate init(row: Row) {
         self.init(lun: row["lun"], volumeID: row["volumeID"], snapshotID: row["snapshotID"], naa: row["naa"])
     }
@@ -175,7 +175,7 @@ extension LUNRecord {
     }
 }
 
-extension AccessRecord {
+extension AccessRule {
     fileprivate init(row: Row) {
         self.init(
             initiator: row["initiator"], chapUser: row["chapUser"], sealedSecret: row["sealedSecret"],
