@@ -1,0 +1,140 @@
+/// Something on a host that can be brought to rest.
+public struct Resource: Codable, Sendable, Hashable {
+    public var plugin: String
+    public var layer: QuiesceLayer
+    /// Unique within its plug-in on its host.
+    public var id: String
+    /// For people.
+    public var label: String
+    /// Names of the volumes it lies on.
+    public var volumes: [String]
+    public var details: [String: String]
+
+    public init(
+        plugin: String, layer: QuiesceLayer, id: String, label: String, volumes: [String],
+        details: [String: String] = [:]
+    ) {
+        self.plugin = plugin
+        self.layer = layer
+        self.id = id
+        self.label = label
+        self.volumes = volumes
+        self.details = details
+    }
+}
+
+/// A resource with the agent that can reach it.
+public struct Member: Codable, Sendable, Hashable {
+    public var agent: String
+    public var resource: Resource
+
+    public init(agent: String, resource: Resource) {
+        self.agent = agent
+        self.resource = resource
+    }
+
+    public var key: MemberKey { MemberKey(agent: agent, plugin: resource.plugin, resource: resource.id) }
+
+    /// For people: `PostgreSQL 15 main (agent db1)`.
+    public var text: String { "\(resource.label) (agent \(agent))" }
+}
+
+public struct MemberKey: Codable, Sendable, Hashable, CustomStringConvertible {
+    public var agent: String
+    public var plugin: String
+    public var resource: String
+
+    public init(agent: String, plugin: String, resource: String) {
+        self.agent = agent
+        self.plugin = plugin
+        self.resource = resource
+    }
+
+    public var description: String { "\(agent)/\(plugin)/\(resource)" }
+}
+
+/// The volumes that one cut separates, what lies on them, and what follows from that for the level.
+public struct ConsistencyGroup: Codable, Sendable, Equatable {
+    public let volumes: [String]
+    public let requested: ConsistencyLevel
+    /// Everything on the volumes that the requested level brings to rest, in a stable order.
+    public let members: [Member]
+    /// Volumes on which something may lie that nobody could look at, with the reason.
+    public let unknown: [String: String]
+
+    /// - Parameters:
+    ///   - discovered: what each agent found, on these and on other volumes.
+    ///   - unknown: volumes that an agent uses, or may use, which did not answer; with the reason.
+    public init(
+        volumes: [String], requested: ConsistencyLevel, discovered: [String: [Resource]], unknown: [String: String]
+    ) {
+        self.volumes = volumes
+        self.requested = requested
+        self.unknown = unknown
+        let group = Set(volumes)
+        let layers = requested.layers
+        var found: [Member] = []
+        for (agent, resources) in discovered.sorted(by: { $0.key < $1.key }) {
+            for resource in resources where layers.contains(resource.layer) {
+                guard !group.isDisjoint(with: resource.volumes) else { continue }
+                let member = Member(agent: agent, resource: resource)
+                if !found.contains(where: { $0.key == member.key }) { found.append(member) }
+            }
+        }
+        members = found.sorted {
+            ($0.resource.layer.order, $0.agent, $0.resource.plugin, $0.resource.id)
+                < ($1.resource.layer.order, $1.agent, $1.resource.plugin, $1.resource.id)
+        }
+    }
+
+    /// The level of one volume when exactly the members in `proven` have a proven quiet window.
+    ///
+    /// `application` if at least one application lies on it and everything on it is proven; `fileSystem` if every file
+    /// system on it is proven and there is at least one; else `crash`. Nothing more than `crash` where something may
+    /// lie on it that nobody could look at.
+    public func level(of volume: String, proven: Set<MemberKey>) -> ConsistencyLevel {
+        guard unknown[volume] == nil else { return .crash }
+        let here = members.filter { $0.resource.volumes.contains(volume) }
+        let isProven = { (member: Member) in proven.contains(member.key) }
+        let applications = here.filter { $0.resource.layer == .application }
+        if requested == .application, !applications.isEmpty, here.allSatisfy(isProven) { return .application }
+        let fileSystems = here.filter { $0.resource.layer == .fileSystem }
+        if requested >= .fileSystem, !fileSystems.isEmpty, fileSystems.allSatisfy(isProven) { return .fileSystem }
+        return .crash
+    }
+
+    /// The level of the snapshot: the least of its volumes'.
+    public func level(proven: Set<MemberKey>) -> ConsistencyLevel {
+        volumes.map { level(of: $0, proven: proven) }.min() ?? .crash
+    }
+
+    /// Why the requested level cannot be reached even if everything in `usable` comes to rest; one sentence for each
+    /// volume that falls short. Empty where it can.
+    public func shortfalls(usable: Set<MemberKey>) -> [String] {
+        volumes.compactMap { volume in
+            let attainable = level(of: volume, proven: usable)
+            guard attainable < requested else { return nil }
+            return "volume \(volume) can only be \(attainable.rawValue)-consistent: \(shortfall(of: volume, usable))"
+        }
+    }
+
+    private func shortfall(of volume: String, _ usable: Set<MemberKey>) -> String {
+        if let reason = unknown[volume] { return reason }
+        let here = members.filter { $0.resource.volumes.contains(volume) }
+        if here.isEmpty { return "no agent found anything on it that could be brought to rest" }
+        let missing = here.filter { !usable.contains($0.key) }.map(\.text)
+        if !missing.isEmpty { return "\(missing.joined(separator: ", ")) cannot be brought to rest" }
+        return requested == .application ? "no application was found on it" : "no file system was found on it"
+    }
+
+    /// What a person should know though nothing forbids the snapshot: a resource that lies on other volumes too.
+    public var warnings: [String] {
+        let group = Set(volumes)
+        return members.compactMap { member in
+            let outside = member.resource.volumes.filter { !group.contains($0) }
+            guard !outside.isEmpty else { return nil }
+            return "\(member.text) lies also on \(outside.sorted().joined(separator: ", ")), which this snapshot does "
+                + "not contain; add it to the group to be able to restore \(member.resource.label) from it"
+        }
+    }
+}
