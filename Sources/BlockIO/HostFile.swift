@@ -1,0 +1,143 @@
+internal import CLinux
+internal import Glibc
+
+/// A regular file or block device of the operating system, locked against other openers.
+public final class HostFile: StorageFile {
+    /// How to open the file.
+    public enum Mode: Sendable {
+        /// A new regular file, which must not exist, or an existing block device.
+        case create
+        case readWrite
+        case readOnly
+    }
+
+    private let descriptor: Int32
+    private let isBlockDevice: Bool
+
+    /// Opens and locks `path`. Errors: `EWOULDBLOCK` when another process has it, `EEXIST` for `create` on a regular
+    /// file, and whatever open(2) answers.
+    public init(path: String, mode: Mode) throws(StorageError) {
+        descriptor = try HostFile.openDescriptor(path: path, mode: mode)
+        var size: UInt64 = 0
+        var blockDevice: Int32 = 0
+        var failure = clinux_file_size(descriptor, &size, &blockDevice)
+        if failure == 0 { failure = clinux_file_lock(descriptor, mode == .readOnly ? 0 : 1) }
+        isBlockDevice = blockDevice != 0
+        if failure == 0, mode == .create, !isBlockDevice { failure = HostFile.syncDirectory(of: path) }
+        guard failure == 0 else {
+            Glibc.close(descriptor)
+            throw StorageError(errno: failure)
+        }
+    }
+
+    private static func openDescriptor(path: String, mode: Mode) throws(StorageError) -> Int32 {
+        var status = stat()
+        let isDevice = stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFBLK
+        let flags: Int32
+        switch mode {
+        case .create: flags = O_RDWR | O_CLOEXEC | (isDevice ? 0 : O_CREAT | O_EXCL)
+        case .readWrite: flags = O_RDWR | O_CLOEXEC
+        case .readOnly: flags = O_RDONLY | O_CLOEXEC
+        }
+        let descriptor = open(path, flags, 0o600)
+        guard descriptor >= 0 else { throw StorageError(errno: errno) }
+        return descriptor
+    }
+
+    /// A new file survives a crash only when its directory was synced.
+    private static func syncDirectory(of path: String) -> Int32 {
+        let slash = path.utf8.lastIndex(of: UInt8(ascii: "/"))
+        let directory = slash.map { $0 == path.utf8.startIndex ? "/" : String(path[..<$0]) } ?? "."
+        let descriptor = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard descriptor >= 0 else { return errno }
+        defer { Glibc.close(descriptor) }
+        return fsync(descriptor) == 0 ? 0 : errno
+    }
+
+    public var sizeBytes: UInt64 {
+        var size: UInt64 = 0
+        var blockDevice: Int32 = 0
+        return clinux_file_size(descriptor, &size, &blockDevice) == 0 ? size : 0
+    }
+
+    public var canGrow: Bool { !isBlockDevice }
+
+    public var availableBytes: UInt64? {
+        guard !isBlockDevice else { return nil }
+        var free: UInt64 = 0
+        return clinux_file_system_free(descriptor, &free) == 0 ? free : nil
+    }
+
+    /// Bytes of storage that the file occupies: what hole punching lowers.
+    public var occupiedBytes: UInt64 {
+        var bytes: UInt64 = 0
+        return clinux_file_occupied(descriptor, &bytes) == 0 ? bytes : 0
+    }
+
+    public func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StorageError) {
+        var done = 0
+        while done < buffer.count {
+            let next = UnsafeMutableRawBufferPointer(rebasing: buffer[done...])
+            let count = pread(descriptor, next.baseAddress, next.count, off_t(offset) + off_t(done))
+            if count < 0 {
+                if errno == EINTR { continue }
+                throw StorageError(errno: errno)
+            }
+            if count == 0 {
+                next.initializeMemory(as: UInt8.self, repeating: 0)
+                return
+            }
+            done += count
+        }
+    }
+
+    public func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(StorageError) {
+        var done = 0
+        while done < buffer.count {
+            let next = UnsafeRawBufferPointer(rebasing: buffer[done...])
+            let count = pwrite(descriptor, next.baseAddress, next.count, off_t(offset) + off_t(done))
+            if count < 0 {
+                if errno == EINTR { continue }
+                throw StorageError(errno: errno)
+            }
+            if count == 0 { throw StorageError(errno: EIO) }
+            done += count
+        }
+    }
+
+    public func sync() throws(StorageError) {
+        // Never retried: after a failed sync the kernel may have marked the lost pages clean.
+        guard fdatasync(descriptor) == 0 else { throw StorageError(errno: errno) }
+    }
+
+    public func punchHole(at offset: UInt64, lengthBytes: UInt64) throws(StorageError) {
+        let failure = clinux_file_punch(descriptor, isBlockDevice ? 1 : 0, offset, lengthBytes)
+        // Giving space back is a courtesy: what cannot do it keeps the space.
+        guard failure == 0 || failure == EOPNOTSUPP else { throw StorageError(errno: failure) }
+    }
+
+    public func allocate(at offset: UInt64, lengthBytes: UInt64) throws(StorageError) {
+        guard !isBlockDevice else { return }
+        let failure = clinux_file_allocate(descriptor, offset, lengthBytes)
+        guard failure == EOPNOTSUPP else {
+            guard failure == 0 else { throw StorageError(errno: failure) }
+            return
+        }
+        try fillWithZeros(at: offset, lengthBytes: lengthBytes)
+    }
+
+    private func fillWithZeros(at offset: UInt64, lengthBytes: UInt64) throws(StorageError) {
+        let piece = 1 << 20
+        let zeros = UnsafeMutableRawBufferPointer.allocate(byteCount: piece, alignment: 4096)
+        defer { zeros.deallocate() }
+        zeros.initializeMemory(as: UInt8.self, repeating: 0)
+        var done: UInt64 = 0
+        while done < lengthBytes {
+            let count = Int(min(UInt64(piece), lengthBytes - done))
+            try write(at: offset + done, from: UnsafeRawBufferPointer(rebasing: zeros[..<count]))
+            done += UInt64(count)
+        }
+    }
+
+    public func close() { Glibc.close(descriptor) }
+}

@@ -1,0 +1,37 @@
+/// What a pool stands on: a file or block device of bytes with an explicit sync. Calls on different ranges may run on
+/// several threads at once. A write is durable only after a `sync()` that began after it returned.
+public protocol StorageFile: AnyObject, Sendable {
+    /// The size in bytes at this moment.
+    var sizeBytes: UInt64 { get }
+
+    /// Whether the file grows when something is written beyond its end (a regular file does).
+    var canGrow: Bool { get }
+
+    /// Bytes that can still be allocated in what the file lies on; nil when that has no meaning.
+    var availableBytes: UInt64? { get }
+
+    /// Fills `buffer` from `offset`. What lies beyond the end or in a hole reads as zeros.
+    func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StorageError)
+
+    /// Writes all of `buffer` at `offset`; a file that can grow does so.
+    func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(StorageError)
+
+    /// Makes all writes that returned before this call durable.
+    func sync() throws(StorageError)
+
+    /// Gives the range back to what the file lies on. The range reads as zeros or old data until it is written again.
+    func punchHole(at offset: UInt64, lengthBytes: UInt64) throws(StorageError)
+
+    /// Makes sure that later writes to the range do not fail for lack of space.
+    func allocate(at offset: UInt64, lengthBytes: UInt64) throws(StorageError)
+
+    /// Closes the file and gives up its lock. No call may follow.
+    func close()
+}
+
+/// The errno with which a storage file refused a call.
+public struct StorageError: Error, Equatable, Sendable {
+    public var errno: Int32
+
+    public init(errno: Int32) { self.errno = errno }
+}

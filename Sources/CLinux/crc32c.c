@@ -1,0 +1,97 @@
+#include "include/crc32c.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+static uint32_t table[256];
+static atomic_int table_is_ready;
+
+static void make_table(void) {
+    // Several threads may do this at once: all of them store the same values.
+    for (uint32_t index = 0; index < 256; index++) {
+        uint32_t remainder = index;
+        for (int bit = 0; bit < 8; bit++) remainder = (remainder >> 1) ^ (0x82f63b78u & (0u - (remainder & 1)));
+        __atomic_store_n(&table[index], remainder, __ATOMIC_RELAXED);
+    }
+    atomic_store_explicit(&table_is_ready, 1, memory_order_release);
+}
+
+uint32_t clinux_crc32c_portable(uint32_t seed, const void *bytes, size_t length) {
+    if (!atomic_load_explicit(&table_is_ready, memory_order_acquire)) make_table();
+    const uint8_t *next = bytes;
+    uint32_t crc = ~seed;
+    while (length--) crc = (crc >> 8) ^ __atomic_load_n(&table[(crc ^ *next++) & 0xff], __ATOMIC_RELAXED);
+    return ~crc;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(uint32_t seed, const void *bytes, size_t length) {
+    const uint8_t *next = bytes;
+    uint64_t crc = (uint32_t)~seed;
+    for (; length >= 8; length -= 8, next += 8) {
+        uint64_t word;
+        memcpy(&word, next, 8);
+        crc = __builtin_ia32_crc32di(crc, word);
+    }
+    for (; length > 0; length--) crc = __builtin_ia32_crc32qi((uint32_t)crc, *next++);
+    return ~(uint32_t)crc;
+}
+
+uint32_t clinux_crc32c(uint32_t seed, const void *bytes, size_t length) {
+    if (__builtin_cpu_supports("sse4.2")) return crc32c_sse42(seed, bytes, length);
+    return clinux_crc32c_portable(seed, bytes, length);
+}
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_CRC32)
+#include <arm_acle.h>
+uint32_t clinux_crc32c(uint32_t seed, const void *bytes, size_t length) {
+    const uint8_t *next = bytes;
+    uint32_t crc = ~seed;
+    for (; length >= 8; length -= 8, next += 8) {
+        uint64_t word;
+        memcpy(&word, next, 8);
+        crc = __crc32cd(crc, word);
+    }
+    for (; length > 0; length--) crc = __crc32cb(crc, *next++);
+    return ~crc;
+}
+#else
+uint32_t clinux_crc32c(uint32_t seed, const void *bytes, size_t length) {
+    return clinux_crc32c_portable(seed, bytes, length);
+}
+#endif
+
+static inline uint64_t rotate(uint64_t word, int bits) { return (word << bits) | (word >> (64 - bits)); }
+
+static inline void sip_round(uint64_t v[4]) {
+    v[0] += v[1]; v[1] = rotate(v[1], 13); v[1] ^= v[0]; v[0] = rotate(v[0], 32);
+    v[2] += v[3]; v[3] = rotate(v[3], 16); v[3] ^= v[2];
+    v[0] += v[3]; v[3] = rotate(v[3], 21); v[3] ^= v[0];
+    v[2] += v[1]; v[1] = rotate(v[1], 17); v[1] ^= v[2]; v[2] = rotate(v[2], 32);
+}
+
+void clinux_siphash128(uint64_t key0, uint64_t key1, const void *bytes, size_t length, uint64_t out[2]) {
+    uint64_t v[4] = {0x736f6d6570736575ull ^ key0, 0x646f72616e646f6dull ^ key1 ^ 0xee,
+                     0x6c7967656e657261ull ^ key0, 0x7465646279746573ull ^ key1};
+    const uint8_t *next = bytes;
+    size_t left = length;
+    for (; left >= 8; left -= 8, next += 8) {
+        uint64_t word;
+        memcpy(&word, next, 8);  // little-endian machines only, as the rest of the format's code
+        v[3] ^= word;
+        sip_round(v);
+        sip_round(v);
+        v[0] ^= word;
+    }
+    uint64_t last = (uint64_t)length << 56;
+    for (size_t index = 0; index < left; index++) last |= (uint64_t)next[index] << (8 * index);
+    v[3] ^= last;
+    sip_round(v);
+    sip_round(v);
+    v[0] ^= last;
+    v[2] ^= 0xee;
+    for (int round = 0; round < 4; round++) sip_round(v);
+    out[0] = v[0] ^ v[1] ^ v[2] ^ v[3];
+    v[1] ^= 0xdd;
+    for (int round = 0; round < 4; round++) sip_round(v);
+    out[1] = v[0] ^ v[1] ^ v[2] ^ v[3];
+}

@@ -1,0 +1,17 @@
+#pragma once
+#include <stdint.h>
+
+// Each returns 0, or the errno of the failure.
+
+/// Deallocates a range of a regular file (fallocate) or block device (BLKDISCARD); later reads of a file give zeros.
+int clinux_file_punch(int fd, int is_block_device, uint64_t offset, uint64_t length);
+/// Backs a range of a regular file with storage and grows the file to hold it.
+int clinux_file_allocate(int fd, uint64_t offset, uint64_t length);
+/// Takes an advisory lock of the whole file without waiting; EWOULDBLOCK when another open file has it.
+int clinux_file_lock(int fd, int exclusive);
+/// Size in bytes of a regular file or block device; `is_block_device` is set to 0 or 1.
+int clinux_file_size(int fd, uint64_t *size, int *is_block_device);
+/// Bytes that unprivileged writers can still allocate in the file system that holds the file.
+int clinux_file_system_free(int fd, uint64_t *free_bytes);
+/// Bytes of storage that the file occupies.
+int clinux_file_occupied(int fd, uint64_t *bytes);
