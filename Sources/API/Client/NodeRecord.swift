@@ -20,21 +20,23 @@ public struct NodeRecord: Codable, Sendable, Equatable {
 
 /// Where a node and the programs around it leave what lasts until the next boot.
 public enum RunDirectory {
-    /// `STILLPOINT_RUN_DIR`, else `/run/stillpoint` for root, else `$XDG_RUNTIME_DIR/stillpoint`.
-    ///
-    /// - Returns: nil for an ordinary user without `XDG_RUNTIME_DIR`.
+    /// `STILLPOINT_RUN_DIR`, else `/run/stillpoint` for root, else `$XDG_RUNTIME_DIR/stillpoint`, else
+    /// `/tmp/stillpoint-UID`.
     public static func path(
-        environment: [String: String] = ProcessInfo.processInfo.environment, isRoot: Bool = geteuid() == 0
-    ) -> String? {
-        if let path = environment["STILLPOINT_RUN_DIR"], !path.isEmpty { return path }
-        if isRoot { return "/run/stillpoint" }
-        if let path = environment["XDG_RUNTIME_DIR"], !path.isEmpty { return path + "/stillpoint" }
-        return nil
+        environment: [String: String] = ProcessInfo.processInfo.environment, user: uid_t = getuid()
+    ) -> String {
+        if let path = environment["STILLPOINT_RUN_DIR"], path.hasPrefix("/") { return path }
+        if user == 0 { return "/run/stillpoint" }
+        if let path = environment["XDG_RUNTIME_DIR"], path.hasPrefix("/") { return path + "/stillpoint" }
+        return "/tmp/stillpoint-\(user)"
     }
 
     /// The nodes that left a record in `directory`, the one of `node.json` first. Records of nodes that listen elsewhere
-    /// may lie beside it as `node-*.json`. A file that is not a record is passed over.
+    /// may lie beside it as `node-*.json`. A file that is not a record is passed over, and so is a directory of somebody
+    /// else: its records could lead a token astray.
     public static func nodes(in directory: String) -> [NodeRecord] {
+        var status = stat()
+        guard lstat(directory, &status) == 0, status.st_uid == getuid() || status.st_uid == 0 else { return [] }
         let names = (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
         let candidates =
             ["node.json"] + names.filter { $0.hasPrefix("node-") && $0.hasSuffix(".json") }.sorted()

@@ -1,0 +1,109 @@
+import API
+
+/// Snapshots and their evidence, for people.
+enum SnapshotReport {
+    static func table(_ snapshots: [SnapshotInfo]) -> Table {
+        Table(
+            [
+                .left("NAME"), .left("VOLUMES"), .left("CREATED"), .left("ACHIEVED"), .left("REQUESTED"),
+                .right("QUIET"),
+                .right("SIZE"), .left("CLONES"), .left("ID"),
+            ],
+            rows: snapshots.map { snapshot in
+                [
+                    snapshot.name, Show.list(snapshot.volumes), Show.time(snapshot.createdAt), level(snapshot),
+                    Show.consistency(snapshot.requestedConsistency),
+                    snapshot.quietSeconds > 0 ? Show.seconds(snapshot.quietSeconds) : "",
+                    Show.bytes(snapshot.sizeBytes), Show.list(snapshot.clones), snapshot.id,
+                ]
+            })
+    }
+
+    /// What `snapshot create` says at its end.
+    static func outcome(_ snapshot: SnapshotInfo) -> String {
+        var lines = [
+            "Snapshot \(snapshot.name) of \(Show.list(snapshot.volumes)): "
+                + "\(Show.consistency(snapshot.achievedConsistency))-consistent"
+        ]
+        lines.append("  id \(snapshot.id)")
+        if snapshot.achievedConsistency < snapshot.requestedConsistency {
+            lines.append("  Less than asked for (\(Show.consistency(snapshot.requestedConsistency))):")
+            lines += (snapshot.evidence?.reasons ?? []).map { "    \($0)" }
+        }
+        if let evidence = snapshot.evidence { lines += members(evidence) }
+        if snapshot.quietSeconds > 0 {
+            lines.append("  The longest quiet time of a member was \(Show.seconds(snapshot.quietSeconds))")
+        }
+        return lines.joined(separator: "\n")
+    }
+
+    static func description(_ snapshot: SnapshotInfo) -> String {
+        var text = Description()
+        text.add("Name", snapshot.name)
+        text.add("Id", snapshot.id)
+        text.add("Volumes", Show.list(snapshot.volumes))
+        text.add("Created", Show.time(snapshot.createdAt))
+        if snapshot.kind == .beforeRevert { text.add("Kind", "kept before a revert") }
+        text.add("Consistency", "\(level(snapshot)) (asked for: \(Show.consistency(snapshot.requestedConsistency)))")
+        text.add("Quiet", snapshot.quietSeconds > 0 ? Show.seconds(snapshot.quietSeconds) : nil)
+        text.add("Size", Show.bytes(snapshot.sizeBytes))
+        text.add("Clones", snapshot.clones.isEmpty ? nil : Show.list(snapshot.clones))
+        var lines = [text.rendered()]
+        guard let evidence = snapshot.evidence else {
+            lines.append("\nNo evidence: nothing was brought to rest for this snapshot")
+            return lines.joined(separator: "\n")
+        }
+        lines.append("\nEvidence")
+        var cut = Description()
+        cut.add("Policy", evidence.policy == .require ? "require the level asked for" : "allow a lower level")
+        cut.add(
+            "Cut",
+            "began \(Show.time(evidence.cut.startedAt)), durable after \(Show.seconds(evidence.cut.durationSeconds)), "
+                + "epoch \(evidence.cut.epoch)")
+        cut.add("Why not more", lines: evidence.reasons)
+        lines.append(cut.rendered(indent: 2))
+        lines += evidence.members.isEmpty ? ["  No member was brought to rest"] : members(evidence)
+        for member in evidence.members {
+            for (name, text) in member.artifacts.sorted(by: { $0.key < $1.key }) {
+                lines.append("  \(name) of \(member.label) (\(member.agent)):")
+                lines += text.split(separator: "\n", omittingEmptySubsequences: false).map { "    | \($0)" }
+                if lines.last == "    | " { lines.removeLast() }
+            }
+        }
+        return lines.joined(separator: "\n")
+    }
+
+    private static func members(_ evidence: EvidenceInfo) -> [String] {
+        guard !evidence.members.isEmpty else { return [] }
+        let table = Table(
+            [
+                .left("MEMBER"), .left("AGENT"), .left("PLUG-IN"), .left("LAYER"), .left("VOLUMES"), .right("QUIESCE"),
+                .right("QUIET"), .left("PROOF"),
+            ],
+            rows: evidence.members.map { member in
+                [
+                    member.label, member.agent, member.plugin, layer(member.layer), Show.list(member.volumes),
+                    Show.seconds(member.quiesceSeconds), Show.seconds(member.quietSeconds), proof(member),
+                ]
+            })
+        return [table.rendered(indent: 2)]
+    }
+
+    /// Whether the cut lay inside the member's quiet window, and if not, what is missing.
+    static func proof(_ member: MemberEvidence) -> String {
+        if let failure = member.failure { return "none: \(failure)" }
+        var missing: [String] = []
+        if !member.heldBeforeCut { missing.append("not held before the cut") }
+        if !member.releasedAfterCut { missing.append("not released after the cut") }
+        if !member.stillHeldAtRelease { missing.append("the hold was lost") }
+        return missing.isEmpty ? "held across the cut" : "none: \(Show.list(missing))"
+    }
+
+    private static func layer(_ layer: ProtectionLayer) -> String {
+        layer == .fileSystem ? "file-system" : layer.rawValue
+    }
+
+    private static func level(_ snapshot: SnapshotInfo) -> String {
+        Show.consistency(snapshot.achievedConsistency) + (snapshot.kind == .beforeRevert ? " (before revert)" : "")
+    }
+}

@@ -1,0 +1,44 @@
+import ArgumentParser
+import Foundation
+import Glibc
+
+/// `stillpoint serve` is the storage node; every other verb is a call to one.
+@main
+struct Stillpoint: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "stillpoint",
+        abstract: "Application-consistent snapshots of block storage, and their way back.",
+        discussion: """
+            Without --api the node of this machine is found by itself. Exit codes: 0 done, 1 the operation failed,
+            2 wrong usage, 3 the node cannot be reached.
+            """,
+        version: ProgramVersion.text,
+        subcommands: [
+            Serve.self, ConfigCheck.self, Status.self, VolumeCommands.self, SnapshotCommands.self, CloneCommands.self,
+            TargetCommands.self, AgentCommands.self, JobCommands.self,
+        ])
+
+    // Here too, so that the options are also accepted before the noun; the verbs take over what was parsed here.
+    @OptionGroup var connection: ConnectionOptions
+
+    func run() async throws {
+        throw CleanExit.helpRequest(self)
+    }
+
+    static func main() async {
+        do {
+            var command = try await asyncParseAsRoot(nil)
+            if var command = command as? any AsyncParsableCommand {
+                try await command.run()
+            } else {
+                try command.run()
+            }
+        } catch {
+            Glibc.exit(Outcome.report(error))
+        }
+    }
+}
+
+enum ProgramVersion {
+    static let text = "0.1.0"
+}
