@@ -130,6 +130,7 @@ let package = Package(
         plugin("postgresql", ["CLibPQ"]),
         plugin("hook"),
 
+        .testTarget(name: "ProtectionTests", dependencies: ["Protection"], swiftSettings: strict),
         .testTarget(name: "StyleTests", swiftSettings: strict),
         .testTarget(name: "SystemTests", dependencies: ["API"], swiftSettings: strict),
     ]

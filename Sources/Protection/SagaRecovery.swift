@@ -1,4 +1,4 @@
-/// What a journal says of a snapshot saga that has no final record.
+/// What a journal says of a snapshot saga.
 public struct OpenSaga: Sendable, Equatable {
     public var plan: SnapshotPlan
     /// Every hold that may have been asked for.
@@ -9,7 +9,8 @@ public struct OpenSaga: Sendable, Equatable {
     public var evidence: Evidence?
     /// Why the saga had turned back by itself; nil where it was interrupted on its way.
     public var failure: SagaFailure?
-    public var isDone: Bool
+    /// How it ended; nil while there is something to do.
+    public var outcome: SnapshotSaga.Outcome?
     public var nextSequence: Int
 
     /// Reads the records of one saga, in order. Nil without a plan: then nothing was touched.
@@ -18,7 +19,6 @@ public struct OpenSaga: Sendable, Equatable {
         self.plan = plan
         holds = []
         mayHaveCut = false
-        isDone = false
         nextSequence = (records.last?.sequence ?? 0) + 1
         for record in records {
             switch record.body {
@@ -29,7 +29,8 @@ public struct OpenSaga: Sendable, Equatable {
             case .delete(let failure):
                 evidence = nil
                 self.failure = failure
-            case .done: isDone = true
+            case .done(let failure?): outcome = .failed(failure)
+            case .done(nil): outcome = evidence.map { .labelled($0) }
             }
         }
     }

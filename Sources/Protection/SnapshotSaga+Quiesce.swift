@@ -131,7 +131,7 @@ extension SnapshotSaga {
 
     func wakeup(_ hold: Hold) -> MonotonicInstant? {
         if let retry = hold.releaseRetryAt { return retry }
-        guard hold.state == .held, isBeforeCut || phase == .cutting else { return nil }
+        guard hold.state == .held, failure == nil, isBeforeCut || phase == .cutting else { return nil }
         let end = isBeforeCut ? hold.lease.earliestEnd : nil
         guard hold.renewal == nil else { return end }
         let half = hold.lease.earliestEnd - hold.lease.length / 2
