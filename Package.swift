@@ -18,7 +18,7 @@ let nio: [Target.Dependency] = [
 func plugin(_ name: String, _ more: [Target.Dependency] = []) -> Target {
     .executableTarget(
         name: "stillpoint-plugin-\(name)",
-        dependencies: ["PluginKit"] + more,
+        dependencies: ["PluginKit", "CLinux"] + more,
         path: "Sources/plugins/\(name)",
         swiftSettings: strict)
 }
@@ -131,6 +131,14 @@ let package = Package(
         plugin("hook"),
 
         .testTarget(name: "ProtectionTests", dependencies: ["Protection"], swiftSettings: strict),
+        .testTarget(name: "PluginKitTests", dependencies: ["PluginKit"], swiftSettings: strict),
+        .testTarget(
+            name: "PluginsTests",
+            dependencies: [
+                "PluginKit", "CLinux", "stillpoint-plugin-filesystem", "stillpoint-plugin-postgresql",
+                "stillpoint-plugin-hook",
+            ],
+            swiftSettings: strict),
         .testTarget(name: "StyleTests", swiftSettings: strict),
         .testTarget(name: "SystemTests", dependencies: ["API"], swiftSettings: strict),
     ]
