@@ -25,20 +25,25 @@ enum PrivateFile {
     ///
     /// - Returns: nil where there is none.
     static func read(_ path: String, limitBytes: Int = 1 << 20) throws -> Data? {
-        let descriptor = open(path, O_RDONLY | O_CLOEXEC)
-        if descriptor < 0 {
-            if errno == ENOENT { return nil }
-            throw FileFailure("cannot open", path)
+        guard FileManager.default.fileExists(atPath: path) else { return nil }
+        let attributes: [FileAttributeKey: Any]
+        let contents: Data
+        do {
+            attributes = try FileManager.default.attributesOfItem(atPath: path)
+            guard (attributes[.size] as? NSNumber)?.intValue ?? .max <= limitBytes else {
+                throw FileFailure(message: "\(path) is too large")
+            }
+            contents = try Data(contentsOf: URL(fileURLWithPath: path))
+        } catch let failure as FileFailure {
+            throw failure
+        } catch {
+            throw FileFailure(message: "cannot read \(path): \(error.localizedDescription)")
         }
-        let handle = FileHandle(fileDescriptor: descriptor, closeOnDealloc: true)
-        var status = stat()
-        guard fstat(descriptor, &status) == 0 else { throw FileFailure("cannot look at", path) }
-        guard status.st_mode & 0o077 == 0 else {
-            throw FileFailure(
-                message: "\(path) is open to others (mode \(String(status.st_mode & 0o777, radix: 8))); chmod 600 it")
+        let mode = (attributes[.posixPermissions] as? NSNumber)?.intValue ?? 0o777
+        guard mode & 0o077 == 0 else {
+            throw FileFailure(message: "\(path) is open to others (mode \(String(mode, radix: 8))); chmod 600 it")
         }
-        guard status.st_size <= limitBytes else { throw FileFailure(message: "\(path) is too large") }
-        return try handle.readToEnd() ?? Data()
+        return contents
     }
 
     /// Makes a directory of mode 0700 with its parents.

@@ -1,5 +1,7 @@
 import API
+import BlockStore
 import Catalog
+import ISCSI
 
 // The failures that several routes share. docs/api.md lists every code.
 
@@ -29,10 +31,30 @@ extension APIFailure {
             APIFailure(
                 status: 500, code: "catalogFailed", message: error.description,
                 hint: "See whether the data directory's disk is full or failing")
+        case let error as PoolError: from(error)
+        case let error as TargetError:
+            APIFailure(status: 409, code: "targetRefused", message: "the iSCSI target refused it: \(error)")
         case is CancellationError:
             APIFailure(status: 503, code: "cancelled", message: "the work was cancelled as the node shuts down")
         default:
             APIFailure(status: 500, code: "internal", message: "unexpected failure: \(error)")
         }
+    }
+
+    private static func from(_ error: PoolError) -> APIFailure {
+        let (status, code, hint): (Int, String, String?) =
+            switch error {
+            case .notFound: (404, "notFound", nil)
+            case .exists: (409, "nameTaken", "Choose another name")
+            case .invalidName: (400, "invalidName", nil)
+            case .invalidSize: (400, "invalidSize", nil)
+            case .invalidArgument: (400, "invalidRequest", nil)
+            case .hasSnapshots: (409, "volumeHasSnapshots", "Delete them first")
+            case .hasClones: (409, "snapshotHasClones", "Delete the clones first")
+            case .noSpace: (507, "poolFull", "Delete snapshots or volumes, or give the pool more room")
+            case .readOnly: (503, "poolReadOnly", "The log says what failed; nothing more is written until a restart")
+            case .inUse, .notAPool, .unsupported, .damaged, .closed, .io: (500, "poolFailed", nil)
+            }
+        return APIFailure(status: status, code: code, message: error.description, hint: hint)
     }
 }

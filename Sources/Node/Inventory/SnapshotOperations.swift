@@ -1,0 +1,155 @@
+import API
+import BlockStore
+import Catalog
+import Foundation
+import ISCSI
+import Logging
+import SCSI
+
+extension Inventory {
+    /// What can be refused before a job is begun; the saga checks everything else.
+    func checkSnapshotRequest(_ request: SnapshotCreateRequest) async throws {
+        guard !request.volumes.isEmpty else { throw APIFailure.invalid("name at least one volume") }
+        guard Set(request.volumes).count == request.volumes.count else {
+            throw APIFailure.invalid("a volume is named twice")
+        }
+        if let lease = request.leaseSeconds, !(2...60).contains(lease) {
+            throw APIFailure.invalid("leaseSeconds must be from 2 to 60, not \(lease)")
+        }
+        let contents = try await contents()
+        for name in request.volumes { _ = try contents.volume(named: name) }
+        if let name = request.name {
+            try Self.checkName(name, of: "snapshot")
+            if (contents.snapshots + contents.pending).contains(where: { $0.name == name }) {
+                throw APIFailure.conflict(
+                    "snapshotExists", "there is a snapshot \"\(name)\" already", hint: "Choose another name")
+            }
+        }
+    }
+
+    /// What can be refused before a revert's job is begun.
+    func checkRevertRequest(_ request: RevertRequest) async throws {
+        guard !request.volumes.isEmpty else { throw APIFailure.invalid("name at least one volume") }
+        guard Set(request.volumes).count == request.volumes.count else {
+            throw APIFailure.invalid("a volume is named twice")
+        }
+        guard (request.snapshot != nil) != (request.undo ?? false) else {
+            throw APIFailure.invalid("name the snapshot to revert to, or ask for undo")
+        }
+        let contents = try await contents()
+        let volumes = try request.volumes.map { try contents.volume(named: $0) }
+        if let name = request.snapshot {
+            let snapshot = try contents.snapshot(name)
+            for volume in volumes { _ = try contents.member(volume.name, of: snapshot) }
+        }
+        // A driven revert makes the initiators log out first, and a dry run tells about them.
+        guard request.drive != true, request.dryRun != true else { return }
+        for volume in volumes { try refuseWhileInUse(volume.name, naa: volume.naa.description) }
+    }
+
+    // MARK: Delete
+
+    func deleteSnapshot(_ idOrName: String) async throws {
+        let members = try await contents().snapshot(idOrName).members
+        let names = Set(try await contents().volumes.filter { v in members.contains { $0.volume == v.id } }.map(\.name))
+        try await exclusively(names) {
+            let contents = try await contents()
+            let snapshot = try contents.snapshot(idOrName)
+            try await checkDeletable(snapshot, contents)
+            try await delete(snapshot)
+            logger.notice("snapshot deleted", metadata: ["snapshot": "\(snapshot.name)"])
+        }
+    }
+
+    /// - Throws: ``API/APIFailure`` where clones stand on it or somebody reads it.
+    func checkDeletable(_ snapshot: SnapshotRecord, _ contents: Contents) async throws {
+        let clones = contents.clones(of: snapshot.id).map(\.name)
+        guard clones.isEmpty else {
+            throw APIFailure.conflict(
+                "snapshotHasClones", "the snapshot \"\(snapshot.name)\" has clones: \(Self.list(clones))",
+                hint: "Delete the clones first")
+        }
+        for lun in try await exports(of: snapshot.id).flatMap(\.luns) {
+            let sessions = registry.sessions(naa: lun.naa ?? "")
+            guard let session = sessions.first else { continue }
+            throw APIFailure.conflict(
+                "snapshotInUse",
+                "the snapshot \"\(snapshot.name)\" is being read by \(session.initiator) (\(session.address))",
+                hint: "Detach it there first")
+        }
+    }
+
+    /// The temporary targets first: none may outlive what it shows.
+    func delete(_ snapshot: SnapshotRecord) async throws {
+        for target in try await exports(of: snapshot.id) { try await removeExport(target) }
+        let pool = pool
+        try await blocking.run { try pool.deleteSnapshot(snapshot.id) }
+    }
+
+    // MARK: Exports of snapshots
+
+    /// Most temporary targets of one snapshot.
+    static let exportLimit = 16
+
+    func exports(of snapshot: SnapshotID) async throws -> [ExportedTarget] {
+        let id = snapshot.description
+        return try await catalog.targets().filter { $0.luns.contains { $0.snapshotID == id } }
+    }
+
+    /// Shows one member of a snapshot, read-only, in a target that only `initiator` may reach.
+    func exportSnapshot(_ idOrName: String, _ request: SnapshotExportRequest) async throws -> ExportInfo {
+        let initiator = try Self.initiatorName(request.initiator)
+        guard initiator != "any" else {
+            throw APIFailure.invalid("a snapshot is exported to one initiator, not to any")
+        }
+        return try await exclusively {
+            let contents = try await contents()
+            let snapshot = try contents.snapshot(idOrName)
+            let member = try contents.member(request.volume, of: snapshot)
+            guard try await exports(of: snapshot.id).count < Self.exportLimit else {
+                throw APIFailure.conflict(
+                    "tooManyExports", "the snapshot \"\(snapshot.name)\" has \(Self.exportLimit) exports already",
+                    hint: "Remove some: DELETE /v1/snapshots/\(snapshot.name)/exports")
+            }
+            let lun = ExportedLUN(
+                lun: 0, volumeID: member.id.description, snapshotID: snapshot.id.description, naa: Self.exportNAA())
+            let target = ExportedTarget(
+                iqn: TargetName.of(export: snapshot.name), purpose: .snapshotExport, createdAt: .now, luns: [lun],
+                access: [AccessRule(initiator: initiator)])
+            try await catalog.insertTarget(target)
+            do {
+                try await serve(target)
+            } catch {
+                try await catalog.deleteTarget(iqn: target.iqn)
+                throw error
+            }
+            logger.notice(
+                "snapshot exported",
+                metadata: ["snapshot": "\(snapshot.name)", "target": "\(target.iqn)", "initiator": "\(initiator)"])
+            return ExportInfo(iqn: target.iqn, lun: 0, portals: portals)
+        }
+    }
+
+    /// Removes one export of a snapshot, or all; sessions end. Removing what is not there is no error.
+    func removeExports(_ idOrName: String, iqn: String?) async throws {
+        try await exclusively {
+            let snapshot = try await contents().snapshot(idOrName)
+            for target in try await exports(of: snapshot.id) where iqn == nil || target.iqn == iqn?.lowercased() {
+                try await removeExport(target)
+            }
+        }
+    }
+
+    private func removeExport(_ target: ExportedTarget) async throws {
+        try? registry.removeTarget(target.iqn)
+        try await catalog.deleteTarget(iqn: target.iqn)
+        logger.notice("snapshot's export removed", metadata: ["target": "\(target.iqn)"])
+    }
+
+    /// A name of its own for each export: it must never be taken for the volume. The company id is the pool's
+    /// (5A5350h, locally administered); 100 random bits tell it from every other.
+    private static func exportNAA() -> String {
+        let random = (0..<13).map { _ in UInt8.random(in: .min ... .max) }.hexadecimal
+        return "65a5350" + random.prefix(25)
+    }
+}
