@@ -1,0 +1,54 @@
+import ArgumentParser
+import Foundation
+
+struct EnrollCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "enroll", abstract: "Makes this agent known to a node, with a one-time token.",
+        discussion: """
+            The token comes from the node: stillpoint agent token NAME. It is read from a file or from standard input, \
+            never from the command line, where other users of this host could see it.
+            """)
+
+    @OptionGroup var options: ConfigurationOptions
+
+    @Option(name: .long, help: "The node's URL, e.g. https://storage:8443; http:// to the loopback address only.")
+    var node: String
+
+    @Option(name: .long, help: "The file with the token, or - for standard input.")
+    var tokenFile: String
+
+    @Option(name: .long, help: "HOST:PORT where the node will call this agent (default: what it listens on).")
+    var address: String?
+
+    @Flag(name: .long, help: "Replace the identity that this agent has already.")
+    var replace = false
+
+    func run() async throws {
+        let configuration = try options.load()
+        let store = IdentityStore(directory: configuration.state)
+        do {
+            guard replace || !store.exists else {
+                throw IdentityError(
+                    "This agent is enrolled already (\(configuration.state)). Use --replace to enroll it anew")
+            }
+            guard let url = URL(string: node) else { throw IdentityError("“\(node)” is not a URL") }
+            let token = try EnrollmentToken.read(from: tokenFile)
+            let identity = try await Enrollment(
+                node: url, token: token, address: try address ?? Self.defaultAddress(configuration.listen)
+            ).run()
+            try store.save(identity)
+            print("Enrolled as \(identity.name) with node \(identity.nodeID); it will call \(identity.record.address).")
+        } catch let error as IdentityError {
+            throw CommandFailure.end(error, code: error.isUnreachable ? 3 : 1)
+        } catch {
+            throw CommandFailure.end(String(describing: error))
+        }
+    }
+
+    /// What it listens on; its host name where it listens on every address.
+    static func defaultAddress(_ listen: String) throws -> String {
+        let address = try ListenAddress(listen)
+        guard address.host == "0.0.0.0" || address.host == "::" else { return listen }
+        return "\(ProcessInfo.processInfo.hostName):\(address.port)"
+    }
+}

@@ -1,0 +1,152 @@
+import API
+import Foundation
+
+/// Finds which block devices of this host are volumes of ours.
+///
+/// Two kinds of evidence: the NAA identifier that the kernel read from a SCSI disk (`/sys/block/*/device/wwid`), and
+/// the notes that `stillpoint volume attach` leaves for loop devices, which count only as long as the loop device
+/// still has the backing file they name. What lies on top (partitions, multipath, LVM, md) is followed through
+/// `holders`, so each volume gives its base device first and then everything stacked on it.
+struct DeviceResolver: Sendable {
+    /// Roots, so that tests can give others.
+    var sysfs = "/sys"
+    var devices = "/dev"
+    var attachments: String
+
+    /// Notes and links are read up to this many levels deep: a loop in sysfs must not be a loop here.
+    private static let stackLimit = 8
+
+    struct Finding: Sendable, Equatable {
+        var devices: [DeviceInfo]
+        var warnings: [String]
+    }
+
+    /// What one attachment file says.
+    private struct Attachment: Decodable {
+        var volume: String
+        var naa: String
+        var device: String
+        var backing: String?
+        var readOnly: Bool?
+    }
+
+    func resolve(_ volumes: [VolumeReference]) -> Finding {
+        var warnings: [String] = []
+        let disks = scsiDisks()
+        let attached = attachedDevices(&warnings)
+        var found: [DeviceInfo] = []
+        for volume in volumes {
+            let naa = volume.naa.lowercased()
+            let bases = disks.filter { $0.naa == naa }.map(\.name) + attached.filter { $0.naa == naa }.map(\.name)
+            var seen: Set<String> = []
+            var level = bases
+            for _ in 0..<Self.stackLimit where !level.isEmpty {
+                let new = level.filter { seen.insert($0).inserted }
+                found += new.map { DeviceInfo(volume: volume.name, naa: naa, path: path(of: $0)) }
+                level = new.flatMap(above)
+            }
+        }
+        return Finding(devices: found, warnings: warnings)
+    }
+
+    /// All volumes that can be told to be ours without asking the node: for an administrator at this host.
+    func candidates() -> [VolumeReference] {
+        var warnings: [String] = []
+        var references = attachmentNotes(&warnings).filter { $0.readOnly != true }
+            .map { VolumeReference(name: $0.volume, naa: $0.naa.lowercased()) }
+        for disk in scsiDisks() where disk.vendor.lowercased().hasPrefix("stillp") {
+            if !references.contains(where: { $0.naa == disk.naa }) {
+                references.append(VolumeReference(name: disk.naa, naa: disk.naa))
+            }
+        }
+        return references
+    }
+
+    private func scsiDisks() -> [(name: String, naa: String, vendor: String)] {
+        list(sysfs + "/block").compactMap { name in
+            guard let wwid = text(sysfs + "/block/\(name)/device/wwid")?.lowercased(), wwid.hasPrefix("naa.") else {
+                return nil
+            }
+            return (name, String(wwid.dropFirst(4)), text(sysfs + "/block/\(name)/device/vendor") ?? "")
+        }
+    }
+
+    private func attachmentNotes(_ warnings: inout [String]) -> [Attachment] {
+        guard let status = FileStatus(path: attachments) else { return [] }
+        guard status.isTrusted else {
+            warnings.append("\(attachments) can be written by others and was not looked at. Run: chmod go-w")
+            return []
+        }
+        var notes: [Attachment] = []
+        for name in list(attachments) where name.hasSuffix(".json") {
+            let path = attachments + "/" + name
+            guard let status = FileStatus(path: path), status.isTrusted, status.sizeBytes <= 65_536,
+                let data = FileManager.default.contents(atPath: path),
+                let note = try? JSONDecoder().decode(Attachment.self, from: data)
+            else {
+                warnings.append("The attachment file \(path) cannot be used")
+                continue
+            }
+            notes.append(note)
+        }
+        return notes
+    }
+
+    private func attachedDevices(_ warnings: inout [String]) -> [(name: String, naa: String)] {
+        var found: [(name: String, naa: String)] = []
+        // A snapshot that is attached for reading is not what its volume's applications write to.
+        for note in attachmentNotes(&warnings) where note.readOnly != true {
+            let name = (note.device as NSString).lastPathComponent
+            guard FileManager.default.fileExists(atPath: sysfs + "/block/\(name)") else {
+                warnings.append("Volume \(note.volume) is noted as attached at \(note.device), which is gone")
+                continue
+            }
+            if let backing = text(sysfs + "/block/\(name)/loop/backing_file") {
+                guard let wanted = note.backing, backing == wanted || backing == wanted + " (deleted)" else {
+                    warnings.append(
+                        "Volume \(note.volume) is noted as attached at \(note.device), which now has \(backing) under it"
+                    )
+                    continue
+                }
+                found.append((name, note.naa.lowercased()))
+            } else if let wwid = text(sysfs + "/block/\(name)/device/wwid")?.lowercased() {
+                // Found by its own identifier already, if it is the volume at all.
+                if wwid != "naa." + note.naa.lowercased() {
+                    warnings.append("Volume \(note.volume) is noted as attached at \(note.device), which is \(wwid)")
+                }
+            } else {
+                warnings.append("\(note.device), noted for volume \(note.volume), is not a device that can be checked")
+            }
+        }
+        return found
+    }
+
+    /// Partitions of a device and the devices that are built on it.
+    private func above(_ name: String) -> [String] {
+        let base = directory(of: name)
+        let partitions = list(base).filter { $0.hasPrefix(name) && exists("\(base)/\($0)/partition") }
+        return partitions + list(base + "/holders")
+    }
+
+    private func directory(of name: String) -> String {
+        let whole = sysfs + "/block/" + name
+        return exists(whole) ? whole : sysfs + "/class/block/" + name
+    }
+
+    private func path(of name: String) -> String {
+        if let mapped = text(directory(of: name) + "/dm/name") { return devices + "/mapper/" + mapped }
+        // The kernel writes `!` for `/` in names.
+        return devices + "/" + name.replacing("!", with: "/")
+    }
+
+    private func exists(_ path: String) -> Bool { FileManager.default.fileExists(atPath: path) }
+
+    private func list(_ path: String) -> [String] {
+        ((try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []).sorted()
+    }
+
+    private func text(_ path: String) -> String? {
+        guard let data = FileManager.default.contents(atPath: path) else { return nil }
+        return String(decoding: data, as: UTF8.self).trimmingCharacters(in: .whitespacesAndNewlines)
+    }
+}

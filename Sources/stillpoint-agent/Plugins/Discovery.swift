@@ -1,0 +1,131 @@
+import API
+import Foundation
+import Logging
+import PluginKit
+
+/// Finds what lies on volumes, and what would go wrong with it.
+struct Discovery: Sendable {
+    static let timeoutSeconds = 30.0
+    /// Lower layers first: an application is found by the file systems it lies on.
+    static let order: [PluginLayer] = [.fileSystem, .machine, .application]
+
+    var catalog: PluginCatalog
+    var devices: DeviceResolver
+    var protectedPaths: [String]
+    /// For the state that a preflight may try out.
+    var scratch: String
+    var logger: Logger
+
+    func discover(_ request: DiscoverRequest) async -> DiscoverResponse {
+        let finding = devices.resolve(request.volumes)
+        var warnings = finding.warnings + (await catalog.problems())
+        let wanted = Set(request.volumes.map(\.name))
+        let pluginDevices = finding.devices.map { PluginDevice(volume: $0.volume, naa: $0.naa, path: $0.path) }
+        let plugins = await catalog.plugins()
+        var found: [PluginResource] = []
+        var resources: [ResourceInfo] = []
+        for layer in Self.order {
+            let lower = found
+            let answers = await withTaskGroup(of: (String, Result<DiscoverResult, any Error>).self) { group in
+                for plugin in plugins where plugin.layer == layer {
+                    group.addTask {
+                        let parameters = DiscoverParameters(
+                            devices: pluginDevices, resources: lower, config: plugin.config)
+                        return (plugin.name, await ask(plugin, .discover, parameters, Self.timeoutSeconds))
+                    }
+                }
+                return await group.reduce(into: []) { $0.append($1) }.sorted { $0.0 < $1.0 }
+            }
+            for (plugin, answer) in answers {
+                switch answer {
+                case .success(let result):
+                    let ours = result.resources.filter { !wanted.isDisjoint(with: $0.volumes) }
+                    found += ours
+                    resources += ours.map { ResourceInfo($0, plugin: plugin) }
+                    warnings += (result.warnings ?? []).map { "\(plugin): \($0)" }
+                case .failure(let error):
+                    warnings.append("Plug-in \(plugin) could not look: \(error)")
+                }
+            }
+        }
+        return DiscoverResponse(devices: finding.devices, resources: resources, warnings: warnings)
+    }
+
+    func preflight(_ request: PreflightRequest) async -> PreflightResponse {
+        let plugins = await catalog.plugins()
+        let byPlugin = Dictionary(grouping: request.resources, by: \.plugin)
+        let findings = await withTaskGroup(of: [FindingInfo].self) { group in
+            for (name, resources) in byPlugin {
+                guard let plugin = plugins.first(where: { $0.name == name }) else {
+                    group.addTask {
+                        [
+                            FindingInfo(
+                                severity: .error, plugin: name, resource: nil,
+                                message: "There is no plug-in \(name) on this host", hint: "Install it")
+                        ]
+                    }
+                    continue
+                }
+                group.addTask { await preflight(plugin, resources) }
+            }
+            return await group.reduce(into: [FindingInfo]()) { $0 += $1 }
+        }
+        return PreflightResponse(
+            findings: findings.sorted { ($0.plugin, $0.resource ?? "") < ($1.plugin, $1.resource ?? "") })
+    }
+
+    private func preflight(_ plugin: InstalledPlugin, _ resources: [ResourceInfo]) async -> [FindingInfo] {
+        let directory = scratch + "/preflight-" + UUID().uuidString
+        try? FileManager.default.createDirectory(
+            atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        defer { try? FileManager.default.removeItem(atPath: directory) }
+        let parameters = PreflightParameters(
+            resources: resources.map(PluginResource.init), config: plugin.config, stateDirectory: directory,
+            protectedPaths: protectedPaths)
+        let answer: Result<PreflightResult, any Error> = await ask(
+            plugin, .preflight, parameters, Self.timeoutSeconds)
+        switch answer {
+        case .success(let result):
+            return result.findings.map { finding in
+                let severity: FindingInfo.Severity =
+                    switch finding.severity {
+                    case .note: .note
+                    case .warning: .warning
+                    case .error: .error
+                    }
+                return FindingInfo(
+                    severity: severity, plugin: plugin.name, resource: finding.resource, message: finding.message,
+                    hint: finding.hint)
+            }
+        case .failure(let error as PluginFailure):
+            return [
+                FindingInfo(
+                    severity: .error, plugin: plugin.name, resource: nil, message: error.message, hint: error.hint)
+            ]
+        case .failure(let error):
+            return [FindingInfo(severity: .error, plugin: plugin.name, resource: nil, message: "\(error)")]
+        }
+    }
+
+    /// One question to a plug-in of its own.
+    func ask<Parameters: Encodable & Sendable, Answer: Decodable & Sendable>(
+        _ plugin: InstalledPlugin, _ method: PluginMethod, _ parameters: Parameters, _ timeoutSeconds: Double
+    ) async -> Result<Answer, any Error> {
+        do {
+            let session = try await catalog.launch(plugin)
+            do {
+                let answer = try await session.call(
+                    method, parameters, as: Answer.self, timeoutSeconds: timeoutSeconds)
+                await session.end(graceSeconds: 2)
+                return .success(answer)
+            } catch {
+                await session.kill()
+                throw error
+            }
+        } catch {
+            logger.warning(
+                "plug-in \(plugin.name) failed", metadata: ["method": "\(method.rawValue)", "why": "\(error)"])
+            return .failure(error)
+        }
+    }
+}

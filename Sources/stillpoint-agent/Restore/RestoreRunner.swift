@@ -1,0 +1,192 @@
+import API
+import Foundation
+import Logging
+import PluginKit
+
+/// Takes what lies on volumes out of use before they are reverted, and back into use afterwards.
+///
+/// Prepare goes from the top down (applications, machines, file systems), finish the other way. What was prepared is
+/// noted on the tmpfs, so that a restarted agent can finish it. If one plug-in fails to prepare, everything prepared
+/// so far is brought back, and the request fails.
+actor RestoreRunner {
+    static let timeoutSeconds = 300.0
+    private static let memoryLimit = 64
+
+    /// What `prepare` leaves for `finish`.
+    private struct Note: Codable {
+        struct Part: Codable {
+            var plugin: String
+            var resources: [ResourceInfo]
+        }
+
+        /// In the order in which they were prepared.
+        var parts: [Part]
+        var steps: [String]
+        var isPrepared: Bool
+    }
+
+    private let discovery: Discovery
+    private let directory: String
+    private let logger: Logger
+    private var preparing: [String: Task<RestoreResponse, any Error>] = [:]
+    private var finishing: [String: Task<RestoreResponse, any Error>] = [:]
+    private var finished: [(id: String, response: RestoreResponse)] = []
+
+    /// - Parameter directory: of the notes; on a tmpfs.
+    init(discovery: Discovery, directory: String, logger: Logger) {
+        self.discovery = discovery
+        self.directory = directory
+        self.logger = logger
+    }
+
+    func prepare(_ request: RestoreRequest) async throws -> RestoreResponse {
+        try SafeIdentifier.check(request.restoreID, what: "restore's identifier")
+        let id = request.restoreID
+        if let task = preparing[id] { return try await task.value }
+        let task = Task { try await performPrepare(request) }
+        preparing[id] = task
+        defer { preparing[id] = nil }
+        return try await task.value
+    }
+
+    func finish(_ request: RestoreRequest) async throws -> RestoreResponse {
+        try SafeIdentifier.check(request.restoreID, what: "restore's identifier")
+        let id = request.restoreID
+        if let done = finished.first(where: { $0.id == id }) { return done.response }
+        if let task = finishing[id] { return try await task.value }
+        let task = Task { try await performFinish(request) }
+        finishing[id] = task
+        defer { finishing[id] = nil }
+        let response = try await task.value
+        finished.append((id, response))
+        if finished.count > Self.memoryLimit { finished.removeFirst() }
+        return response
+    }
+
+    private func performPrepare(_ request: RestoreRequest) async throws -> RestoreResponse {
+        if let note = read(request.restoreID), note.isPrepared { return RestoreResponse(steps: note.steps) }
+        let found = await discovery.discover(DiscoverRequest(volumes: request.volumes))
+        var note = Note(parts: [], steps: [], isPrepared: false)
+        for layer in Discovery.order.reversed() {
+            let resources = found.resources.filter { $0.layer == ProtectionLayer(layer) }
+            for (plugin, own) in Dictionary(grouping: resources, by: \.plugin).sorted(by: { $0.key < $1.key }) {
+                note.parts.append(Note.Part(plugin: plugin, resources: own))
+                try write(note, request.restoreID)
+                do {
+                    let steps = try await run(
+                        .prepareRestore, plugin: plugin, resources: own, devices: found.devices, request: request)
+                    note.steps += steps
+                } catch {
+                    logger.error("the preparation of a restore failed, undoing it: \(error)")
+                    let undone = await undo(note, request)
+                    throw failure(
+                        "restorePrepareFailed", plugin: plugin, error: error,
+                        then: undone.isEmpty
+                            ? "What was stopped for it is running again"
+                            : "Not everything could be started again: \(undone.joined(separator: "; "))")
+                }
+            }
+        }
+        note.isPrepared = true
+        try write(note, request.restoreID)
+        return RestoreResponse(steps: note.steps)
+    }
+
+    /// Brings back what was prepared, the failed part included; returns what could not be.
+    private func undo(_ note: Note, _ request: RestoreRequest) async -> [String] {
+        var failures: [String] = []
+        let devices = discovery.devices.resolve(request.volumes).devices
+        for part in note.parts.reversed() {
+            do {
+                _ = try await run(
+                    .finishRestore, plugin: part.plugin, resources: part.resources, devices: devices, request: request)
+            } catch {
+                failures.append("\(part.plugin): \(error)")
+            }
+        }
+        if failures.isEmpty { forget(request.restoreID) }
+        return failures
+    }
+
+    private func performFinish(_ request: RestoreRequest) async throws -> RestoreResponse {
+        let devices: [DeviceInfo]
+        let parts: [Note.Part]
+        if let note = read(request.restoreID) {
+            devices = discovery.devices.resolve(request.volumes).devices
+            parts = note.parts.reversed()
+        } else {
+            // Prepared before the host was booted anew, or not by us: those whose artifacts there are may want them.
+            let found = await discovery.discover(DiscoverRequest(volumes: request.volumes))
+            devices = found.devices
+            let concerned = Set(request.artifacts.keys.compactMap { $0.split(separator: "/").first.map(String.init) })
+            let byPlugin = Dictionary(grouping: found.resources.filter { concerned.contains($0.plugin) }, by: \.plugin)
+            parts = byPlugin.sorted { $0.value[0].layer > $1.value[0].layer }
+                .map { Note.Part(plugin: $0.key, resources: $0.value) }
+        }
+        var steps: [String] = []
+        for part in parts {
+            do {
+                steps += try await run(
+                    .finishRestore, plugin: part.plugin, resources: part.resources, devices: devices, request: request)
+            } catch {
+                throw failure(
+                    "restoreFinishFailed", plugin: part.plugin, error: error,
+                    then: "Put it right and finish the restore again")
+            }
+        }
+        forget(request.restoreID)
+        return RestoreResponse(steps: steps)
+    }
+
+    private func run(
+        _ method: PluginMethod, plugin name: String, resources: [ResourceInfo], devices: [DeviceInfo],
+        request: RestoreRequest
+    ) async throws -> [String] {
+        guard let plugin = await discovery.catalog.plugin(named: name) else {
+            throw PluginFailure(.notSupported, "plug-in \(name) is no longer on this host", hint: "Install it")
+        }
+        let state = "\(directory)/\(request.restoreID)/\(name)"
+        try FileManager.default.createDirectory(
+            atPath: state, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        var artifacts: [String: [String: String]] = [:]
+        for (key, value) in request.artifacts where key.hasPrefix(name + "/") {
+            artifacts[String(key.dropFirst(name.count + 1))] = value
+        }
+        let answer: Result<RestoreResult, any Error> = await discovery.ask(
+            plugin, method,
+            RestoreParameters(
+                restoreID: request.restoreID, resources: resources.map(PluginResource.init),
+                devices: devices.map { PluginDevice(volume: $0.volume, naa: $0.naa, path: $0.path) },
+                artifacts: method == .finishRestore ? artifacts : nil, config: plugin.config, stateDirectory: state,
+                protectedPaths: discovery.protectedPaths),
+            Self.timeoutSeconds)
+        do {
+            return try answer.get().steps
+        } catch let error as PluginFailure where error.code == .notSupported || error.code == .unknownMethod {
+            // It has nothing to stop or start; what lies below it still has.
+            return []
+        }
+    }
+
+    private func failure(_ code: String, plugin: String, error: any Error, then: String) -> APIFailure {
+        let cause = error as? PluginFailure
+        let hint = [cause?.hint, then].compactMap(\.self).joined(separator: ". ")
+        return APIFailure(
+            status: 409, code: code, message: "Plug-in \(plugin): \(cause?.message ?? String(describing: error))",
+            hint: hint)
+    }
+
+    private func path(_ id: String) -> String { "\(directory)/\(id)/note.json" }
+
+    private func read(_ id: String) -> Note? {
+        FileManager.default.contents(atPath: path(id)).flatMap { try? APIJSON.decoder().decode(Note.self, from: $0) }
+    }
+
+    private func write(_ note: Note, _ id: String) throws {
+        try FileManager.default.createDirectory(
+            atPath: "\(directory)/\(id)", withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        try APIJSON.encoder().encode(note).write(to: URL(fileURLWithPath: path(id)), options: .atomic)
+    }
+
+    private func forget(_ id: String) { try? FileManager.default.removeItem(atPath: "\(directory)/\(id)") }
+}
