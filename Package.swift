@@ -130,6 +130,11 @@ let package = Package(
         plugin("postgresql", ["CLibPQ"]),
         plugin("hook"),
 
+        // A simulated disk and a seeded generator, for the tests of the store.
+        .target(name: "Simulation", dependencies: ["BlockIO"], path: "Tests/Simulation", swiftSettings: strict),
+        .testTarget(name: "BlockIOTests", dependencies: ["BlockIO"], swiftSettings: strict),
+        .testTarget(
+            name: "BlockStoreTests", dependencies: ["BlockStore", "BlockIO", "Simulation"], swiftSettings: strict),
         .testTarget(name: "ProtectionTests", dependencies: ["Protection"], swiftSettings: strict),
         .testTarget(name: "PluginKitTests", dependencies: ["PluginKit"], swiftSettings: strict),
         .testTarget(

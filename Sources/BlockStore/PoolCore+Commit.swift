@@ -1,0 +1,151 @@
+internal import BlockIO
+
+/// The journal: records are gathered in memory in the order of their changes, and one thread at a time appends what
+/// has gathered as one batch, for all that wait.
+extension PoolCore {
+    /// Counts and returns the number of a record that was just put into `pending`.
+    func didAppendRecord() -> UInt64 {
+        lastRecord += 1
+        pending.lastRecord = lastRecord
+        return lastRecord
+    }
+
+    func append(_ record: JournalRecord) -> UInt64 {
+        record.encode(into: &pending.writer)
+        return didAppendRecord()
+    }
+
+    func appendMap(
+        volume: UInt32, block: UInt64, physical: UInt64, crcs: UnsafeBufferPointer<UInt32>
+    ) -> UInt64 {
+        JournalRecord.putHeader(.map, bodyBytes: 24 + 4 * crcs.count, into: &pending.writer)
+        pending.writer.put(volume)
+        pending.writer.put(UInt32(crcs.count))
+        pending.writer.put(block)
+        pending.writer.put(physical)
+        for crc in crcs { pending.writer.put(crc) }
+        pending.writer.pad(to: 8)
+        return didAppendRecord()
+    }
+
+    var journalUsedBytes: UInt64 { journalEnd.position - superblock.journalStart.position }
+
+    /// Bytes of records that are not in the journal yet.
+    var pendingBytes: Int { sealedBytes + pending.writer.bytes.count }
+
+    /// The most that may gather; a quarter of the ring is kept for what a checkpoint has to commit before it begins.
+    var pendingLimit: Int { Int(superblock.journalBytes / 16) }
+
+    private var hasJournalRoom: Bool {
+        let batch = UInt64(BatchHeader.batchBytes(payloadBytes: pendingBytes) + 2 * Format.blockBytes)
+        return journalUsedBytes + batch <= superblock.journalBytes * 3 / 4
+    }
+
+    /// Returns when every record up to `target` is durable, with the data it refers to.
+    func commit(through target: UInt64, forCheckpoint: Bool = false) throws(PoolError) {
+        monitor.lock()
+        defer { monitor.unlock() }
+        while committedRecord < target {
+            if isClosed { throw .closed }
+            if let failure { throw .readOnly(failure) }
+            if isCommitting {
+                monitor.wait()
+            } else if !forCheckpoint && !hasJournalRoom {
+                try awaitPass()
+            } else {
+                try leadCommit()
+            }
+        }
+    }
+
+    /// Closes the batch that is being gathered.
+    func seal() {
+        sealedBytes += pending.writer.bytes.count
+        sealed.append(pending)
+        pending = PendingRecords(lastRecord: lastRecord)
+    }
+
+    /// Called and returns with the lock held; lets go of it while it writes.
+    private func leadCommit() throws(PoolError) {
+        isCommitting = true
+        seal()
+        let batches = sealed
+        sealed = []
+        sealedBytes = 0
+        let mustSyncData = hasUnsyncedData
+        hasUnsyncedData = false
+        var end = journalEnd
+        monitor.unlock()
+        var failed: PoolError?
+        var written: UInt64 = 0
+        do {
+            if mustSyncData { try syncFile("syncing data") }
+            for batch in batches { written += try write(batch, &end, syncedThrough: journalEnd.sequence - 1) }
+            if written > 0 { try syncFile("syncing the journal") }
+        } catch {
+            failed = error
+        }
+        monitor.lock()
+        isCommitting = false
+        if let failed {
+            fail("\(failed)")
+            throw failed
+        }
+        journalEnd = end
+        committedRecord = batches.last?.lastRecord ?? committedRecord
+        statistics.commits += 1
+        statistics.journalBytesWritten += written
+        releaseRetired()
+        if journalUsedBytes > superblock.journalBytes / 2 { requestPass() }
+        monitor.broadcast()
+    }
+
+    private func write(
+        _ batch: PendingRecords, _ end: inout JournalPoint, syncedThrough: UInt64
+    ) throws(PoolError) -> UInt64 {
+        defer { batch.end = end }
+        guard !batch.writer.bytes.isEmpty else { return 0 }
+        let header = BatchHeader(
+            poolTag: superblock.poolID.low, sequence: end.sequence, syncedThrough: syncedThrough,
+            previous: end.chain, payloadBytes: UInt32(batch.writer.bytes.count))
+        let (bytes, crc) = header.encodeBatch(payload: batch.writer.bytes)
+        let ring = superblock.journalBytes
+        let place = end.position % ring
+        let first = min(UInt64(bytes.count), ring - place)
+        let base = Format.journalBlock * UInt64(Format.blockBytes)
+        do {
+            try bytes.withRawBytes { raw throws(StorageError) in
+                try file.write(at: base + place, from: UnsafeRawBufferPointer(rebasing: raw[..<Int(first)]))
+                guard Int(first) < raw.count else { return }
+                try file.write(at: base, from: UnsafeRawBufferPointer(rebasing: raw[Int(first)...]))
+            }
+        } catch {
+            throw .io(operation: "writing the journal", errno: error.errno)
+        }
+        end.position += UInt64(bytes.count)
+        end.sequence += 1
+        end.chain = crc
+        return UInt64(bytes.count)
+    }
+
+    func syncFile(_ operation: String) throws(PoolError) {
+        do {
+            try file.sync()
+        } catch {
+            throw .io(operation: operation, errno: error.errno)
+        }
+    }
+
+    /// Blocks whose overwriting record is durable have no reference left that recovery could follow.
+    private func releaseRetired() {
+        var count = 0
+        while count < retired.count, retired[count].record <= committedRecord { count += 1 }
+        unlinkedNow.append(contentsOf: retired[..<count].lazy.map(\.block))
+        retired.removeSubrange(..<count)
+        do {
+            try advanceFrees()
+        } catch {
+            fail("\(error)")
+        }
+    }
+}

@@ -1,0 +1,217 @@
+internal import BlockIO
+internal import Synchronization
+
+/// Checks and records behind the pool's calls. Those without their own locking are called with the lock held.
+extension PoolCore {
+    func checkName(_ name: String) throws(PoolError) {
+        let allowed = name.utf8.allSatisfy { byte in
+            switch byte {
+            case UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "A")...UInt8(ascii: "Z"),
+                UInt8(ascii: "0")...UInt8(ascii: "9"):
+                true
+            default: ".:_@-".utf8.contains(byte)
+            }
+        }
+        guard (1...128).contains(name.utf8.count), allowed else { throw .invalidName(name) }
+    }
+
+    func checkSize(_ sizeBytes: UInt64) throws(PoolError) {
+        guard sizeBytes > 0, sizeBytes <= Format.maxVolumeBytes, sizeBytes % UInt64(Format.blockBytes) == 0 else {
+            throw .invalidSize(sizeBytes)
+        }
+    }
+
+    func checkAttributes(_ bytes: [UInt8]) throws(PoolError) {
+        let limit = min(Format.maxAttributeBytes, Int(superblockJournalBytes / 16))
+        guard bytes.count <= limit else {
+            throw .invalidArgument("\(bytes.count) bytes of attributes are more than \(limit)")
+        }
+    }
+
+    private var superblockJournalBytes: UInt64 { monitor.withLock { superblock.journalBytes } }
+
+    func checkNewVolume(_ id: VolumeID, _ name: String) throws(PoolError) {
+        guard volumeNumbers[id] == nil else { throw .exists("volume \(id)") }
+        guard !volumes.values.contains(where: { $0.name == name }) else { throw .exists("volume \(name)") }
+    }
+
+    func volumeSeed(id: VolumeID, name: String, sizeBytes: UInt64) -> VolumeSeed {
+        VolumeSeed(
+            number: nextVolume, dataset: nextDataset, id: id, name: name, naa: .random(), sizeBytes: sizeBytes,
+            createdAt: unixNanoseconds())
+    }
+
+    func snapshotSeed(
+        id: SnapshotID, name: String, volumes: [VolumeID], kind: SnapshotKind, attributes: [UInt8]
+    ) throws(PoolError) -> SnapshotSeed {
+        guard snapshots[id] == nil else { throw .exists("snapshot \(id)") }
+        guard !snapshots.values.contains(where: { $0.name == name }) else { throw .exists("snapshot \(name)") }
+        guard !volumes.isEmpty else { throw .invalidArgument("a snapshot needs at least one volume") }
+        guard Set(volumes).count == volumes.count else { throw .invalidArgument("a volume is named twice") }
+        guard epoch < Format.maxEpoch - 1 else { throw .unsupported("the pool has used up its epochs") }
+        var members: [SnapshotSeed.Member] = []
+        for (index, volume) in volumes.enumerated() {
+            members.append(
+                SnapshotSeed.Member(volume: try self.volume(volume).number, dataset: nextDataset + UInt64(index)))
+        }
+        return SnapshotSeed(
+            id: id, name: name, createdAt: unixNanoseconds(), kind: kind, members: members, attributes: attributes)
+    }
+
+    /// Applies a record and appends it to the journal; the caller commits.
+    func perform(_ record: JournalRecord) throws(PoolError) -> UInt64 {
+        if let refusal { throw refusal }
+        switch record {
+        case .deleteVolume, .deleteSnapshot: break
+        default:
+            guard hasMetadataRoom(for: 64) else {
+                isCheckpointRequested = true
+                throw .noSpace
+            }
+        }
+        try apply(record)
+        defer { requestPassIfDue() }
+        return append(record)
+    }
+
+    /// Names of the volumes whose history begins at a member of the snapshot.
+    func clones(of snapshot: Snapshot) -> [String] {
+        var names: Set<String> = []
+        for member in snapshot.members {
+            for child in member.dataset.children where child.volume != member.dataset.volume {
+                if let volume = volumes[child.volume] { names.insert(volume.name) }
+            }
+        }
+        return names.sorted()
+    }
+
+    func record(of volume: Volume) -> VolumeRecord {
+        let recent = volume.head.layers.reduce(0) { $0 + UInt64($1.count) }
+        let blocks = min(volume.head.root.mappedBlocks + recent, volume.head.sizeBytes / UInt64(Format.blockBytes))
+        return VolumeRecord(
+            id: volume.id, name: volume.name, naa: volume.naa, sizeBytes: volume.head.sizeBytes,
+            mappedBytes: blocks * UInt64(Format.blockBytes), createdAt: volume.createdAt, clonedFrom: volume.clonedFrom)
+    }
+
+    func currentStatistics() -> PoolStatistics {
+        let available = file.availableBytes
+        return monitor.withLock {
+            let blockBytes = UInt64(Format.blockBytes)
+            var result = statistics
+            result.sizeBytes = superblock.totalBlocks * blockBytes
+            result.usedBytes = space.busyBlocks * blockBytes
+            result.freeBytes = space.dataFree * blockBytes
+            if let available { result.freeBytes = min(result.freeBytes, available) }
+            result.epoch = epoch
+            result.overlayEntries = UInt64(overlayEntries)
+            result.journalUsedBytes = journalUsedBytes
+            result.journalSizeBytes = superblock.journalBytes
+            result.dataBytesWritten = dataBytesWritten.load(ordering: .relaxed)
+            result.checksumErrors = checksumErrors.load(ordering: .relaxed)
+            result.reclaimsPending = UInt64(doomed.count)
+            if let failure {
+                result.state = .readOnly(reason: failure)
+            } else if options.isReadOnly {
+                result.state = .readOnly(reason: "it was opened read-only")
+            } else {
+                result.state = isFull ? .full : .healthy
+            }
+            return result
+        }
+    }
+
+    // MARK: Maintenance
+
+    func requestPass() {
+        guard !isCheckpointRequested else { return }
+        isCheckpointRequested = true
+        monitor.broadcast()
+    }
+
+    func wakeMaintenance() {
+        monitor.withLock {
+            isCheckpointRequested = true
+            monitor.broadcast()
+        }
+    }
+
+    /// Asks for a checkpoint when the overlay or the pages it will need grow large.
+    func requestPassIfDue() {
+        if overlayEntries >= options.overlayEntries || pagesToMerge + overheadPages > space.metadataFree / 2 {
+            requestPass()
+        }
+        if pendingBytes > pendingLimit / 2 { monitor.broadcast() }
+    }
+
+    /// Waits until a pass that began after now has ended, or runs one where the pool has no thread for it. Called and
+    /// returns with the lock held.
+    func awaitPass() throws(PoolError) {
+        if !options.hasMaintenanceThread {
+            monitor.unlock()
+            defer { monitor.lock() }
+            try maintain()
+            return
+        }
+        let target = passesFinished + (isMaintaining ? 2 : 1)
+        requestPass()
+        while passesFinished < target {
+            if let refusal { throw refusal }
+            if isClosing { throw .closed }
+            isCheckpointRequested = true
+            monitor.broadcast()
+            monitor.wait()
+        }
+    }
+
+    func startWorker() {
+        guard options.hasMaintenanceThread, !options.isReadOnly else { return }
+        worker = WorkerThread { [self] in work() }
+    }
+
+    private func work() {
+        monitor.lock()
+        while !isClosing {
+            let mustCommit = pendingBytes > pendingLimit / 2
+            let target = lastRecord
+            let mustCheckpoint = isCheckpointRequested
+            guard failure == nil, mustCommit || mustCheckpoint else {
+                let isIdle = !monitor.wait(seconds: 5)
+                if isIdle, hasUnmappedSinceCheckpoint || !punchable.isEmpty { isCheckpointRequested = true }
+                continue
+            }
+            monitor.unlock()
+            // A failure has been noted in the pool's state.
+            if mustCheckpoint { try? maintain() } else { try? commit(through: target) }
+            monitor.lock()
+        }
+        monitor.unlock()
+    }
+
+    func close() throws(PoolError) {
+        let worker = try monitor.withLock { () throws(PoolError) in
+            guard !isClosed, !isClosing else { throw .closed }
+            isClosing = true
+            monitor.broadcast()
+            return self.worker
+        }
+        worker?.join()
+        var failed: PoolError?
+        if monitor.withLock({ refusal == nil }) {
+            do {
+                try maintain()
+            } catch {
+                failed = error
+            }
+        }
+        monitor.withLock {
+            isClosed = true
+            monitor.broadcast()
+            for volume in volumes.values { volume.device = nil }
+        }
+        // Readers hold no lock while they read; the file must outlive them.
+        monitor.withLock { while isCommitting { monitor.wait() } }
+        awaitReaders()
+        file.close()
+        if let failed { throw failed }
+    }
+}

@@ -1,0 +1,370 @@
+internal import BlockIO
+internal import Synchronization
+
+/// The write path: check, allocate, write the data elsewhere, then enter the new places into the head's top layer.
+extension PoolCore {
+    private static let blockBytes = UInt64(Format.blockBytes)
+
+    /// Blocks of a write that stand together on the disk; `physical` 0 means zeros, which are not stored.
+    private struct Piece {
+        var index: Int
+        var count: Int
+        var physical: UInt64
+    }
+
+    // MARK: Entry points
+
+    func write(
+        _ volume: Volume, at offset: UInt64, from buffer: UnsafeRawBufferPointer, durability: WriteDurability
+    ) throws(BlockError) {
+        try checkAlignment(offset, UInt64(buffer.count))
+        guard buffer.count > 0 else { return }
+        var record: UInt64?
+        if offset % Self.blockBytes == 0, buffer.count % Format.blockBytes == 0 {
+            record = try writeBlocks(volume, first: offset / Self.blockBytes, from: buffer, claim: nil)
+        } else {
+            record = try modify(volume, at: offset, count: buffer.count, readsAll: false) { target throws(BlockError) in
+                target.copyMemory(from: buffer)
+            }
+        }
+        if durability == .durable, let record { try commitForDevice(record) }
+    }
+
+    func compareAndWrite(
+        _ volume: Volume, at offset: UInt64, expected: UnsafeRawBufferPointer, replacement: UnsafeRawBufferPointer,
+        durability: WriteDurability
+    ) throws(BlockError) {
+        try checkAlignment(offset, UInt64(expected.count))
+        guard expected.count == replacement.count else {
+            throw .misaligned(offset: offset, lengthBytes: UInt64(replacement.count))
+        }
+        guard expected.count > 0 else { return }
+        let record = try modify(volume, at: offset, count: expected.count, readsAll: true) {
+            target throws(BlockError) in
+            for index in 0..<expected.count where target[index] != expected[index] {
+                throw .miscompare(offset: offset + UInt64(index))
+            }
+            target.copyMemory(from: replacement)
+        }
+        if durability == .durable { try commitForDevice(record) }
+    }
+
+    func flush(_ volume: Volume) throws(BlockError) {
+        let target = try monitor.withLock { () throws(BlockError) in
+            guard volume.device != nil, !isClosed else { throw .removed }
+            return lastRecord
+        }
+        try commitForDevice(target)
+    }
+
+    func unmap(_ volume: Volume, at offset: UInt64, lengthBytes: UInt64) throws(BlockError) {
+        try checkAlignment(offset, lengthBytes)
+        let end = offset + lengthBytes
+        let firstWhole = (offset + Self.blockBytes - 1) / Self.blockBytes
+        let endWhole = end / Self.blockBytes
+        if firstWhole >= endWhole {
+            // Within one block, or the end of one and the beginning of the next.
+            let middle = min(end, firstWhole * Self.blockBytes)
+            try zero(volume, from: offset, to: middle)
+            try zero(volume, from: middle, to: end)
+            return
+        }
+        try zero(volume, from: offset, to: firstWhole * Self.blockBytes)
+        try zero(volume, from: endWhole * Self.blockBytes, to: end)
+        try unmapBlocks(volume, firstWhole..<endWhole)
+    }
+
+    func commitForDevice(_ record: UInt64) throws(BlockError) {
+        do {
+            try commit(through: record)
+        } catch {
+            throw Self.blockError(error)
+        }
+    }
+
+    static func blockError(_ error: PoolError) -> BlockError {
+        switch error {
+        case .closed: .removed
+        case .readOnly: .readOnly
+        case .noSpace: .noSpace
+        case .io(_, let errno): .io(errno: errno)
+        default: .io(errno: 5)
+        }
+    }
+
+    func checkAlignment(_ offset: UInt64, _ lengthBytes: UInt64) throws(BlockError) {
+        guard offset % 512 == 0, lengthBytes % 512 == 0 else {
+            throw .misaligned(offset: offset, lengthBytes: lengthBytes)
+        }
+    }
+
+    // MARK: Parts of blocks
+
+    private func zero(_ volume: Volume, from start: UInt64, to end: UInt64) throws(BlockError) {
+        guard start < end else { return }
+        _ = try modify(volume, at: start, count: Int(end - start), readsAll: false) { target throws(BlockError) in
+            target.initializeMemory(as: UInt8.self, repeating: 0)
+        }
+    }
+
+    /// Reads the blocks around a range, lets `edit` change the range, and writes them, all as if at one instant: when
+    /// another change of the blocks comes between, it starts over. Some caller always gets through.
+    private func modify(
+        _ volume: Volume, at offset: UInt64, count: Int, readsAll: Bool,
+        edit: (UnsafeMutableRawBufferPointer) throws(BlockError) -> Void
+    ) throws(BlockError) -> UInt64 {
+        let first = offset / Self.blockBytes
+        let end = (offset + UInt64(count) + Self.blockBytes - 1) / Self.blockBytes
+        let blocks = Int(end - first)
+        let buffer = UnsafeMutableRawBufferPointer.allocate(
+            byteCount: blocks * Format.blockBytes, alignment: Format.blockBytes)
+        defer { buffer.deallocate() }
+        let within = Int(offset - first * Self.blockBytes)
+        let target = UnsafeMutableRawBufferPointer(rebasing: buffer[within..<(within + count)])
+        let claim = Claim(volume: volume.number, blocks: first..<end)
+        monitor.withLock { claims.append(claim) }
+        defer { monitor.withLock { claims.removeAll { $0 === claim } } }
+        while true {
+            if readsAll || blocks <= 2 {
+                try read(.volume(volume), at: first * Self.blockBytes, into: buffer)
+            } else {
+                let tail = buffer.count - Format.blockBytes
+                try read(
+                    .volume(volume), at: first * Self.blockBytes,
+                    into: UnsafeMutableRawBufferPointer(rebasing: buffer[..<Format.blockBytes]))
+                try read(
+                    .volume(volume), at: (end - 1) * Self.blockBytes,
+                    into: UnsafeMutableRawBufferPointer(rebasing: buffer[tail...]))
+            }
+            try edit(target)
+            if let record = try writeBlocks(volume, first: first, from: UnsafeRawBufferPointer(buffer), claim: claim) {
+                return record
+            }
+        }
+    }
+
+    // MARK: Whole blocks
+
+    /// Returns the number of the last journal record, or nil when the claim was broken.
+    private func writeBlocks(
+        _ volume: Volume, first: UInt64, from buffer: UnsafeRawBufferPointer, claim: Claim?
+    ) throws(BlockError) -> UInt64? {
+        let count = buffer.count / Format.blockBytes
+        let crcs = UnsafeMutableBufferPointer<UInt32>.allocate(capacity: count)
+        defer { crcs.deallocate() }
+        var pieces: [Piece] = []
+        var stored = 0
+        for index in 0..<count {
+            let block = UnsafeRawBufferPointer(
+                rebasing: buffer[(index * Format.blockBytes)..<((index + 1) * Format.blockBytes)])
+            let isZero = isAllZero(block)
+            crcs[index] = isZero ? 0 : CRC32C.checksum(block)
+            if !isZero { stored += 1 }
+            if let last = pieces.last, (last.physical == 0) == isZero {
+                pieces[pieces.count - 1].count += 1
+            } else {
+                pieces.append(Piece(index: index, count: 1, physical: isZero ? 0 : 1))
+            }
+        }
+        let phase: Int
+        (pieces, phase) = try place(pieces, stored: stored, volume: volume, first: first, count: count)
+        // Closing the pool waits for writers the same way as for readers.
+        defer { exitRead(phase) }
+        do throws(StorageError) {
+            for piece in pieces where piece.physical != 0 {
+                let from = piece.index * Format.blockBytes
+                let bytes = UnsafeRawBufferPointer(rebasing: buffer[from..<(from + piece.count * Format.blockBytes)])
+                try file.write(at: piece.physical * Self.blockBytes, from: bytes)
+            }
+        } catch {
+            giveBack(pieces)
+            // ENOSPC and EDQUOT: what the pool lies on is full; nothing was acknowledged, so nothing is lost.
+            throw error.errno == 28 || error.errno == 122 ? .noSpace : .io(errno: error.errno)
+        }
+        dataBytesWritten.add(UInt64(stored * Format.blockBytes), ordering: .relaxed)
+        return try enter(pieces, crcs: UnsafeBufferPointer(crcs), volume: volume, first: first, count: count, claim)
+    }
+
+    /// Waits for room and allocates: pieces may fall apart into several runs.
+    private func place(
+        _ pieces: [Piece], stored: Int, volume: Volume, first: UInt64, count: Int
+    ) throws(BlockError) -> ([Piece], Int) {
+        monitor.lock()
+        defer { monitor.unlock() }
+        try admit(volume, first: first, count: count, stored: stored)
+        guard stored > 0 else { return (pieces, enterRead()) }
+        var placed: [Piece] = []
+        do throws(PoolError) {
+            for piece in pieces {
+                guard piece.physical != 0 else {
+                    placed.append(piece)
+                    continue
+                }
+                var done = 0
+                while done < piece.count {
+                    guard let run = try space.allocateData(piece.count - done) else { throw PoolError.noSpace }
+                    placed.append(Piece(index: piece.index + done, count: run.count, physical: run.lowerBound))
+                    done += run.count
+                }
+            }
+        } catch {
+            try? releaseLocked(placed)
+            throw Self.blockError(error)
+        }
+        return (placed, enterRead())
+    }
+
+    private func releaseLocked(_ pieces: [Piece]) throws(PoolError) {
+        for piece in pieces where piece.physical != 0 {
+            for block in piece.physical..<(piece.physical + UInt64(piece.count)) { try space.release(block) }
+        }
+    }
+
+    private func giveBack(_ pieces: [Piece]) {
+        monitor.withLock {
+            do {
+                try releaseLocked(pieces)
+            } catch {
+                fail("\(error)")
+            }
+        }
+    }
+
+    /// The instant at which a write takes effect.
+    private func enter(
+        _ pieces: [Piece], crcs: UnsafeBufferPointer<UInt32>, volume: Volume, first: UInt64, count: Int, _ claim: Claim?
+    ) throws(BlockError) -> UInt64? {
+        monitor.lock()
+        defer { monitor.unlock() }
+        do throws(BlockError) {
+            try checkWritable(volume, first: first, count: UInt64(count))
+        } catch {
+            try? releaseLocked(pieces)
+            throw error
+        }
+        if let claim, claim.isBroken {
+            claim.isBroken = false
+            try? releaseLocked(pieces)
+            return nil
+        }
+        breakClaims(volume.number, first..<(first + UInt64(count)), except: claim)
+        var record: UInt64 = 0
+        changeTop(volume.head) { top in
+            for piece in pieces {
+                let block = first + UInt64(piece.index)
+                if piece.physical == 0 {
+                    record = append(.unmap(volume: volume.number, block: block, count: UInt64(piece.count)))
+                } else {
+                    let part = UnsafeBufferPointer(rebasing: crcs[piece.index..<(piece.index + piece.count)])
+                    record = appendMap(volume: volume.number, block: block, physical: piece.physical, crcs: part)
+                    hasUnsyncedData = true
+                }
+                for index in 0..<piece.count {
+                    let mapping = RecentMapping(
+                        block: piece.physical == 0 ? 0 : piece.physical + UInt64(index),
+                        crc: crcs[piece.index + index])
+                    let old = top.insert(mapping, for: block + UInt64(index))
+                    if old != 0 { retired.append((record, old)) }
+                }
+            }
+        }
+        requestPassIfDue()
+        return record
+    }
+
+    private func unmapBlocks(_ volume: Volume, _ blocks: Range<UInt64>) throws(BlockError) {
+        monitor.lock()
+        defer { monitor.unlock() }
+        try admit(volume, first: blocks.lowerBound, count: blocks.count, stored: 0)
+        _ = applyUnmap(volume, blocks, isReplay: false)
+        requestPassIfDue()
+    }
+
+    /// Enters a hole into the head's top layer.
+    func applyUnmap(_ volume: Volume, _ blocks: Range<UInt64>, isReplay: Bool) -> UInt64 {
+        breakClaims(volume.number, blocks, except: nil)
+        // A large hole over many entries goes into a layer of its own, so that nobody waits while they are removed.
+        if blocks.count > 16384, volume.head.layers[0].count > 4096 { pushLayer(volume.head) }
+        let record =
+            isReplay
+            ? 0 : append(.unmap(volume: volume.number, block: blocks.lowerBound, count: UInt64(blocks.count)))
+        changeTop(volume.head) { top in
+            top.unmap(blocks) { if !isReplay { retired.append((record, $0)) } }
+        }
+        hasUnmappedSinceCheckpoint = true
+        return record
+    }
+
+    // MARK: Admission
+
+    private func checkWritable(_ volume: Volume, first: UInt64, count: UInt64) throws(BlockError) {
+        guard !isClosed, volume.device != nil else { throw .removed }
+        guard refusal == nil else { throw .readOnly }
+        let size = volume.head.sizeBytes / Self.blockBytes
+        guard first <= size, count <= size - first else {
+            throw .outOfRange(
+                offset: first * Self.blockBytes, lengthBytes: count * Self.blockBytes, sizeBytes: volume.head.sizeBytes)
+        }
+    }
+
+    /// Returns when a change may enter the overlay. Only near the pool's limits does it wait for a maintenance pass.
+    private func admit(_ volume: Volume, first: UInt64, count: Int, stored: Int) throws(BlockError) {
+        var passesLeft = 3
+        while true {
+            try checkWritable(volume, first: first, count: UInt64(count))
+            if !options.hasMaintenanceThread, isCheckpointRequested {
+                try awaitPassForDevice()
+                continue
+            }
+            if overlayEntries > 2 * options.overlayEntries || pendingBytes > pendingLimit
+                || longestChain(volume) > 64
+            {
+                try relievePressure()
+                continue
+            }
+            let leaves = stored == 0 ? 2 : UInt64(count) / Format.leafEntries + 2
+            let hasRoom = hasMetadataRoom(for: leaves * 5)
+            if hasRoom && (stored == 0 || space.dataFree >= UInt64(stored)) {
+                if stored > 0 { isFull = false }
+                return
+            }
+            if passesLeft > 0 && canFreeMore {
+                passesLeft = lastPassFreed > 0 && hasReclaimableDataset ? passesLeft : passesLeft - 1
+                try awaitPassForDevice()
+                continue
+            }
+            if stored == 0, space.metadataFree > 0, hasMetadataRoom(for: 2) { return }
+            isFull = true
+            throw .noSpace
+        }
+    }
+
+    private func longestChain(_ volume: Volume) -> Int { volume.head.layers.count }
+
+    private var canFreeMore: Bool { overlayEntries > 0 || pagesToMerge > 0 || hasFreesPending || hasReclaimableDataset }
+
+    var hasReclaimableDataset: Bool {
+        datasets.values.contains { $0.role == .doomed && $0.children.count <= 1 }
+    }
+
+    var doomed: [Dataset] { datasets.values.filter { $0.role == .doomed } }
+
+    private func relievePressure() throws(BlockError) {
+        if pendingBytes > pendingLimit {
+            let target = lastRecord
+            monitor.unlock()
+            defer { monitor.lock() }
+            try commitForDevice(target)
+        } else {
+            try awaitPassForDevice()
+        }
+    }
+
+    private func awaitPassForDevice() throws(BlockError) {
+        do {
+            try awaitPass()
+        } catch {
+            throw Self.blockError(error)
+        }
+    }
+}

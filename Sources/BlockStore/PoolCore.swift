@@ -1,0 +1,264 @@
+internal import BlockIO
+internal import Synchronization
+
+/// Records that wait to be appended to the journal as one batch.
+final class PendingRecords {
+    var writer = ByteWriter()
+    /// Number of the last record in it.
+    var lastRecord: UInt64
+    /// Where the journal ends after this batch; set by the thread that appended it.
+    var end: JournalPoint?
+
+    init(lastRecord: UInt64) { self.lastRecord = lastRecord }
+}
+
+/// A read-modify-write under way: whatever changes its blocks meanwhile marks it, and it starts over.
+final class Claim {
+    let volume: UInt32
+    let blocks: Range<UInt64>
+    var isBroken = false
+
+    init(volume: UInt32, blocks: Range<UInt64>) {
+        self.volume = volume
+        self.blocks = blocks
+    }
+}
+
+/// All state of an open pool. The data path, the control calls and the maintenance pass are in extensions.
+///
+/// One lock guards everything here except what says otherwise. A cut is atomic over all volumes because every change of
+/// a map happens under it: a write acknowledged before another begins has entered its layer before the other does.
+final class PoolCore: @unchecked Sendable {
+    // SAFETY: every `var` is read and written with `monitor` locked, unless its comment names another rule.
+    let file: any StorageFile
+    let options: PoolOptions
+    let monitor = Monitor()
+    let cache: PageCache
+    let digestKey: (UInt64, UInt64)
+    /// Held during a maintenance pass, so that there is one at a time.
+    let maintenance = Monitor()
+
+    /// The last durable superblock.
+    var superblock: Superblock
+    var epoch: UInt64
+    var nextDataset: UInt64
+    var nextVolume: UInt32
+    var nextLayer: UInt64 = 1
+    var volumes: [UInt32: Volume] = [:]
+    var volumeNumbers: [VolumeID: UInt32] = [:]
+    var snapshots: [SnapshotID: Snapshot] = [:]
+    var datasets: [UInt64: Dataset] = [:]
+    let space: SpaceMap
+
+    // The journal.
+    var pending = PendingRecords(lastRecord: 0)
+    var sealed: [PendingRecords] = []
+    var lastRecord: UInt64 = 0
+    var committedRecord: UInt64 = 0
+    var isCommitting = false
+    var hasUnsyncedData = false
+    var journalEnd: JournalPoint
+    var sealedBytes = 0
+
+    // Blocks on their way to being free.
+    /// Overwritten before any checkpoint saw them: free once the overwriting record is durable.
+    var retired: [(record: UInt64, block: UInt64)] = []
+    /// Blocks unlinked since the last flip of the read phase; those before it wait for readers of the old phase.
+    var unlinkedNow: [UInt64] = []
+    var unlinkedBefore: [UInt64] = []
+    /// Freed by a checkpoint and past all readers: may be punched out and handed out again.
+    var punchable: [UInt64] = []
+    var unlinkedByCheckpointNow: [UInt64] = []
+    var unlinkedByCheckpointBefore: [UInt64] = []
+    var readPhase = 0
+    /// Readers under way by phase; entered under the lock, left without it.
+    let evenReaders = Atomic<Int>(0)
+    let oddReaders = Atomic<Int>(0)
+
+    // The overlay.
+    var overlayEntries = 0
+    var pagesToMerge: UInt64 = 0
+    var hasUnmappedSinceCheckpoint = false
+    var claims: [Claim] = []
+    /// Attribute streams of deleted snapshots and replaced attributes.
+    var discardedStreams: [(root: NodePointer, lengthBytes: UInt64)] = []
+    var attributeBytesToWrite: UInt64 = 0
+
+    // State.
+    var failure: String?
+    var isClosed = false
+    var isFull = false
+    var isCheckpointRequested = false
+    var isClosing = false
+    var isMaintaining = false
+    var passesFinished: UInt64 = 0
+    var lastPassFreed = 0
+    var statistics = PoolStatistics()
+    var worker: WorkerThread?
+    let checksumErrors = Atomic<UInt64>(0)
+    let dataBytesWritten = Atomic<UInt64>(0)
+
+    init(file: any StorageFile, options: PoolOptions, superblock: Superblock) {
+        self.file = file
+        self.options = options
+        self.superblock = superblock
+        let cache = PageCache(limitBytes: options.cacheBytes)
+        let key = superblock.digestKey
+        self.cache = cache
+        digestKey = key
+        epoch = superblock.epoch
+        nextDataset = superblock.nextDataset
+        nextVolume = superblock.nextVolume
+        journalEnd = superblock.journalStart
+        space = SpaceMap(
+            totalBlocks: superblock.totalBlocks, regionBlocks: superblock.regionBlocks
+        ) { pointer throws(PoolError) in
+            try PoolCore.loadPage(pointer, file: file, cache: cache, key: key)
+        }
+    }
+
+    // MARK: Pages
+
+    static func loadPage(
+        _ pointer: NodePointer, file: any StorageFile, cache: PageCache, key: (UInt64, UInt64)
+    ) throws(PoolError) -> Page {
+        if let page = cache[pointer.block] { return page }
+        let page = Page()
+        do {
+            try file.read(at: pointer.block * UInt64(Format.blockBytes), into: page.mutableBytes)
+        } catch {
+            throw .io(operation: "reading map page \(pointer.block)", errno: error.errno)
+        }
+        guard PageDigest(of: page.bytes, key: key) == pointer.digest else {
+            throw .damaged("map page \(pointer.block) is not what was written")
+        }
+        cache.insert(page, at: pointer.block)
+        return page
+    }
+
+    func loadPage(_ pointer: NodePointer) throws(PoolError) -> Page {
+        try Self.loadPage(pointer, file: file, cache: cache, key: digestKey)
+    }
+
+    /// The leaf that maps `block`, or nil where nothing is mapped.
+    func leaf(root: NodePointer, block: UInt64) throws(PoolError) -> Page? {
+        var pointer = root
+        let leaf = block / Format.leafEntries
+        var level = Format.mapRootLevel
+        while level > 0 {
+            if pointer.isNull { return nil }
+            let page = try loadPage(pointer)
+            pointer = page[child: Int(leaf >> UInt64(7 * (level - 1))) & 127]
+            level -= 1
+        }
+        return pointer.isNull ? nil : try loadPage(pointer)
+    }
+
+    // MARK: State
+
+    /// The pool failed: nothing is written any more.
+    func fail(_ reason: String) {
+        if failure == nil { failure = reason }
+        monitor.broadcast()
+    }
+
+    /// Why changes are refused; nil when they are not.
+    var refusal: PoolError? {
+        if isClosed { return .closed }
+        if let failure { return .readOnly(failure) }
+        if options.isReadOnly { return .readOnly("it was opened read-only") }
+        return nil
+    }
+
+    // MARK: Readers and freed blocks
+
+    func enterRead() -> Int {
+        let phase = readPhase
+        if phase == 0 {
+            evenReaders.add(1, ordering: .relaxed)
+        } else {
+            oddReaders.add(1, ordering: .relaxed)
+        }
+        return phase
+    }
+
+    func exitRead(_ phase: Int) {
+        if phase == 0 {
+            evenReaders.subtract(1, ordering: .releasing)
+        } else {
+            oddReaders.subtract(1, ordering: .releasing)
+        }
+    }
+
+    private func hasReaders(_ phase: Int) -> Bool {
+        (phase == 0 ? evenReaders.load(ordering: .acquiring) : oddReaders.load(ordering: .acquiring)) > 0
+    }
+
+    func awaitReaders() {
+        while hasReaders(0) || hasReaders(1) { yieldThread() }
+    }
+
+    /// Lets go of blocks whose last readers have left. A block unlinked before a flip of the phase can only be seen by
+    /// readers of the phase before.
+    func advanceFrees() throws(PoolError) {
+        for _ in 0..<2 {
+            if hasReaders(1 - readPhase) { return }
+            for block in unlinkedBefore { try space.release(block) }
+            punchable.append(contentsOf: unlinkedByCheckpointBefore)
+            unlinkedBefore = unlinkedNow
+            unlinkedByCheckpointBefore = unlinkedByCheckpointNow
+            unlinkedNow = []
+            unlinkedByCheckpointNow = []
+            readPhase = 1 - readPhase
+            if unlinkedBefore.isEmpty && unlinkedByCheckpointBefore.isEmpty { return }
+        }
+    }
+
+    /// Blocks that only wait for a commit, a reader or a maintenance pass.
+    var hasFreesPending: Bool {
+        !retired.isEmpty || !unlinkedNow.isEmpty || !unlinkedBefore.isEmpty || !punchable.isEmpty
+            || !unlinkedByCheckpointNow.isEmpty || !unlinkedByCheckpointBefore.isEmpty
+    }
+
+    // MARK: Layers
+
+    func makeLayer(owner: Dataset, below: Layer?, base: MapRoot) -> Layer {
+        defer { nextLayer += 1 }
+        return Layer(number: nextLayer, epoch: epoch, below: below, base: base, owner: owner)
+    }
+
+    /// Puts an empty layer on top of a head.
+    func pushLayer(_ head: Dataset) {
+        head.layers.insert(makeLayer(owner: head, below: head.layers.first, base: head.root), at: 0)
+    }
+
+    /// Runs `body` on a head's top layer and keeps the pool's sums right.
+    func changeTop(_ head: Dataset, _ body: (Layer) -> Void) {
+        let top = head.layers[0]
+        let entries = top.count
+        body(top)
+        overlayEntries += top.count - entries
+        let pages = top.pagesToMerge
+        pagesToMerge = pagesToMerge + pages - top.accountedPages
+        top.accountedPages = pages
+    }
+
+    /// Pages that the next checkpoint writes besides the maps of volumes.
+    var overheadPages: UInt64 {
+        let bitmaps = UInt64(space.regionsInUse) + UInt64(space.regionsInUse) / 64 + 8
+        let catalog = superblock.catalogBytes / UInt64(Format.blockBytes)
+        let attributes = attributeBytesToWrite / UInt64(Format.blockBytes) + UInt64(snapshots.count) / 64
+        return bitmaps + catalog + catalog / 8 + attributes + 16
+    }
+
+    /// Whether a checkpoint that also merges `morePages` would find room.
+    func hasMetadataRoom(for morePages: UInt64) -> Bool {
+        pagesToMerge + overheadPages + morePages <= space.metadataFree
+    }
+
+    func breakClaims(_ volume: UInt32, _ blocks: Range<UInt64>, except own: Claim?) {
+        for claim in claims where claim !== own && claim.volume == volume && claim.blocks.overlaps(blocks) {
+            claim.isBroken = true
+        }
+    }
+}

@@ -1,0 +1,282 @@
+internal import BlockIO
+
+/// Making a pool and opening one.
+extension PoolCore {
+    static func create(file: any StorageFile, options: PoolOptions) throws(PoolError) -> PoolCore {
+        let blockBytes = UInt64(Format.blockBytes)
+        guard options.journalBytes % blockBytes == 0, options.journalBytes >= 256 << 10 else {
+            throw .invalidArgument("a journal of \(options.journalBytes) bytes is too small or no multiple of 4096")
+        }
+        let wanted = file.canGrow ? options.maxSizeBytes : min(options.maxSizeBytes, file.sizeBytes)
+        var regionBlocks = Format.maxRegionBlocks
+        while regionBlocks > 256, wanted / blockBytes / regionBlocks < 64 { regionBlocks /= 2 }
+        let totalBlocks = wanted / blockBytes / regionBlocks * regionBlocks
+        let reserved = Format.journalBlock + options.journalBytes / blockBytes
+        guard totalBlocks >= reserved + 4 * regionBlocks, totalBlocks <= 1 << 40 else {
+            throw .invalidSize(wanted)
+        }
+        var generator = SystemRandomNumberGenerator()
+        var superblock = Superblock(
+            poolID: .random(), digestKey: (generator.next(), generator.next()), totalBlocks: totalBlocks,
+            regionBlocks: regionBlocks, journalBytes: options.journalBytes)
+        superblock.createdAt = unixNanoseconds()
+        do {
+            let end = (reserved + regionBlocks - 1) / regionBlocks * regionBlocks
+            try file.allocate(at: 0, lengthBytes: end * blockBytes)
+            try zeroFill(file, from: 0, to: reserved * blockBytes)
+            try file.sync()
+        } catch {
+            throw error.errno == 28 ? .noSpace : .io(operation: "preparing the pool", errno: error.errno)
+        }
+        let core = PoolCore(file: file, options: options, superblock: superblock)
+        try core.space.reserveForPool(reserved)
+        try core.maintain()
+        core.startWorker()
+        return core
+    }
+
+    /// Unwritten extents would make each first write of the ring change the file system's own metadata as well.
+    private static func zeroFill(_ file: any StorageFile, from: UInt64, to end: UInt64) throws(StorageError) {
+        let piece = 1 << 20
+        let zeros = UnsafeMutableRawBufferPointer.allocate(byteCount: piece, alignment: Format.blockBytes)
+        defer { zeros.deallocate() }
+        zeros.initializeMemory(as: UInt8.self, repeating: 0)
+        var at = from
+        while at < end {
+            let count = Int(min(UInt64(piece), end - at))
+            try file.write(at: at, from: UnsafeRawBufferPointer(rebasing: zeros[..<count]))
+            at += UInt64(count)
+        }
+    }
+
+    static func open(file: any StorageFile, path: String, options: PoolOptions) throws(PoolError) -> PoolCore {
+        var options = options
+        let superblock = try readSuperblock(file, path: path)
+        if superblock.readOnlyFeatures != 0 { options.isReadOnly = true }
+        let core = PoolCore(file: file, options: options, superblock: superblock)
+        try core.restoreRegions()
+        try core.restoreCatalog()
+        try core.replayJournal()
+        try core.occupyOverlay()
+        core.isCheckpointRequested = core.doomed.contains { $0.children.count <= 1 }
+        core.requestPassIfDue()
+        core.startWorker()
+        return core
+    }
+
+    // MARK: Superblock
+
+    private static func place(ofCopy copy: Int) -> UInt64 {
+        UInt64(copy) * Format.superblockStride * UInt64(Format.blockBytes)
+    }
+
+    private static func readBlock(_ file: any StorageFile, at offset: UInt64) throws(StorageError) -> [UInt8] {
+        var bytes = [UInt8](repeating: 0, count: Format.blockBytes)
+        try bytes.withMutableRawBytes { raw throws(StorageError) in try file.read(at: offset, into: raw) }
+        return bytes
+    }
+
+    static func readSuperblock(_ file: any StorageFile, path: String) throws(PoolError) -> Superblock {
+        var newest: Superblock?
+        var hasMagic = false
+        for copy in 0..<Format.superblockCopies {
+            guard let bytes = try? readBlock(file, at: place(ofCopy: copy)) else { continue }
+            var reader = ByteReader(bytes[...])
+            if (try? reader.get(UInt64.self)) == Format.superblockMagic { hasMagic = true }
+            guard let found = try Superblock.decode(bytes) else { continue }
+            if found.generation > newest?.generation ?? 0 { newest = found }
+        }
+        guard let newest else {
+            if hasMagic { throw .damaged("all copies of the superblock in \(path) are wrong") }
+            throw .notAPool(path: path)
+        }
+        let blocks = newest.journalBytes / UInt64(Format.blockBytes) + Format.journalBlock
+        guard newest.regionBlocks > 0, newest.regionBlocks <= Format.maxRegionBlocks, newest.regionBlocks % 64 == 0,
+            newest.totalBlocks <= 1 << 40, blocks < newest.totalBlocks
+        else { throw .damaged("the superblock in \(path) has impossible sizes") }
+        guard file.sizeBytes >= blocks * UInt64(Format.blockBytes) else {
+            throw .damaged("\(path) is cut off: it ends within the journal")
+        }
+        return newest
+    }
+
+    /// Writes half of the copies; the other half keeps the state before until the next time.
+    func write(_ superblock: Superblock) throws(PoolError) {
+        let bytes = superblock.encoded()
+        do {
+            for copy in 0..<Format.superblockCopies where copy % 2 == Int(superblock.generation % 2) {
+                try bytes.withRawBytes { raw throws(StorageError) in
+                    try file.write(at: Self.place(ofCopy: copy), from: raw)
+                }
+            }
+        } catch {
+            throw .io(operation: "writing the superblock", errno: error.errno)
+        }
+        try syncFile("syncing the superblock")
+    }
+
+    // MARK: Checkpoint
+
+    private func restoreRegions() throws(PoolError) {
+        let topLevel = MetadataWriter.streamLevel(pages: space.regionLimit)
+        func visit(_ pointer: NodePointer, _ level: Int, _ index: Int) throws(PoolError) {
+            guard !pointer.isNull else { return }
+            if level == 0 {
+                guard index < space.regionLimit, let kind = SpaceMap.Kind(rawValue: UInt8(pointer.birth >> 56)) else {
+                    throw .damaged("the allocation map describes region \(index), which cannot be")
+                }
+                let count = Int(pointer.birth & 0xffff_ffff)
+                space.restore(region: index, pointer: pointer, kind: kind, count: count)
+                return
+            }
+            let page = try loadPage(pointer)
+            for child in 0..<Int(Format.fanOut) { try visit(page[child: child], level - 1, index << 7 | child) }
+        }
+        try visit(superblock.allocationRoot, topLevel, 0)
+    }
+
+    func readStream(_ root: NodePointer, lengthBytes: UInt64) throws(PoolError) -> [UInt8] {
+        var bytes: [UInt8] = []
+        bytes.reserveCapacity(Int(lengthBytes) + Format.blockBytes)
+        try MetadataWriter.forEachStreamPage(
+            root, lengthBytes: lengthBytes, load: { pointer throws(PoolError) in try loadPage(pointer) }
+        ) { pointer, level throws(PoolError) in
+            if level == 0 { bytes.append(contentsOf: try loadPage(pointer).bytes) }
+        }
+        guard UInt64(bytes.count) >= lengthBytes else { throw .damaged("a stream ends too early") }
+        bytes.removeLast(bytes.count - Int(lengthBytes))
+        return bytes
+    }
+
+    private func restoreCatalog() throws(PoolError) {
+        let bytes = try readStream(superblock.catalogRoot, lengthBytes: superblock.catalogBytes)
+        let image: CatalogImage
+        do {
+            image = try CatalogImage.decode(bytes)
+        } catch {
+            throw .damaged("the catalog cannot be read")
+        }
+        for entry in image.datasets {
+            let dataset = Dataset(
+                number: entry.number, volume: entry.volume, role: entry.role, epoch: entry.epoch,
+                sizeBytes: entry.sizeBytes)
+            dataset.cursor = entry.cursor
+            dataset.root = entry.root
+            datasets[entry.number] = dataset
+        }
+        for entry in image.datasets where entry.parent != 0 {
+            guard let parent = datasets[entry.parent] else { throw .damaged("dataset \(entry.number) has no parent") }
+            datasets[entry.number]!.setParent(parent)
+        }
+        for entry in image.volumes {
+            guard let head = datasets[entry.head] else { throw .damaged("volume \(entry.name) has no head") }
+            register(
+                Volume(
+                    number: entry.number, id: entry.id, name: entry.name, naa: entry.naa, createdAt: entry.createdAt,
+                    clonedFrom: entry.clonedFrom, head: head))
+            pushLayer(head)
+        }
+        for entry in image.snapshots { try restoreSnapshot(entry) }
+    }
+
+    private func restoreSnapshot(_ entry: SnapshotImage) throws(PoolError) {
+        var members: [Snapshot.Member] = []
+        for member in entry.members {
+            guard let dataset = datasets[member.dataset] else {
+                throw .damaged("snapshot \(entry.name) lacks the dataset of a member")
+            }
+            members.append(Snapshot.Member(volume: member.volume, dataset: dataset))
+        }
+        let attributes = try readStream(entry.attributesRoot, lengthBytes: entry.attributeBytes)
+        let snapshot = Snapshot(
+            id: entry.id, name: entry.name, createdAt: entry.createdAt, kind: entry.kind, epoch: entry.epoch,
+            members: members, attributes: attributes)
+        snapshot.attributesRoot = entry.attributesRoot
+        snapshots[entry.id] = snapshot
+    }
+
+    // MARK: Journal
+
+    /// Applies every batch from the checkpoint on, up to the first that is not whole. Such a batch is a torn tail, which
+    /// was never acknowledged, unless a later batch proves that it was once durable.
+    private func replayJournal() throws(PoolError) {
+        while let (header, batch, crc) = try readBatch(at: journalEnd) {
+            do {
+                let end = BatchHeader.lengthBytes + Int(header.payloadBytes)
+                var reader = ByteReader(batch[BatchHeader.lengthBytes..<end])
+                while reader.remaining > 0 { try apply(try JournalRecord.decode(&reader)) }
+            } catch let error as PoolError {
+                throw error
+            } catch {
+                throw .damaged("batch \(header.sequence) of the journal cannot be read")
+            }
+            journalEnd.position += UInt64(batch.count)
+            journalEnd.sequence += 1
+            journalEnd.chain = crc
+        }
+        guard !options.isReadOnly, let later = try laterBatch() else { return }
+        throw .damaged(
+            "batch \(journalEnd.sequence) of the journal was durable and cannot be read any more "
+                + "(batch \(later) follows it); only a read-only opening is possible")
+    }
+
+    private func readRing(at position: UInt64, count: Int) throws(StorageError) -> [UInt8] {
+        let ring = superblock.journalBytes
+        let base = Format.journalBlock * UInt64(Format.blockBytes)
+        let place = position % ring
+        let first = Int(min(UInt64(count), ring - place))
+        var bytes = [UInt8](repeating: 0, count: count)
+        try bytes.withMutableRawBytes { raw throws(StorageError) in
+            try file.read(at: base + place, into: UnsafeMutableRawBufferPointer(rebasing: raw[..<first]))
+            guard first < count else { return }
+            try file.read(at: base, into: UnsafeMutableRawBufferPointer(rebasing: raw[first...]))
+        }
+        return bytes
+    }
+
+    /// The batch that begins at `point` and continues its chain; nil when there is none.
+    private func readBatch(at point: JournalPoint) throws(PoolError) -> (BatchHeader, [UInt8], UInt32)? {
+        guard let found = try wholeBatch(at: point.position), found.0.sequence == point.sequence,
+            found.0.previous == point.chain
+        else { return nil }
+        return found
+    }
+
+    /// The batch of this pool at a place of the ring, if it is whole.
+    private func wholeBatch(at position: UInt64) throws(PoolError) -> (BatchHeader, [UInt8], UInt32)? {
+        do {
+            let head = try readRing(at: position, count: Format.blockBytes)
+            guard let (header, crc) = BatchHeader.decode(head), header.poolTag == superblock.poolID.low else {
+                return nil
+            }
+            let count = BatchHeader.batchBytes(payloadBytes: Int(header.payloadBytes))
+            guard UInt64(count) <= superblock.journalBytes else { return nil }
+            let batch = try readRing(at: position, count: count)
+            return BatchHeader.verify(batch, crc: crc) ? (header, batch, crc) : nil
+        } catch {
+            throw .io(operation: "reading the journal", errno: error.errno)
+        }
+    }
+
+    /// A batch that was written only after the one that should come next had become durable.
+    private func laterBatch() throws(PoolError) -> UInt64? {
+        for position in stride(from: UInt64(0), to: superblock.journalBytes, by: Format.blockBytes) {
+            if let (header, _, _) = try wholeBatch(at: position), header.syncedThrough >= journalEnd.sequence {
+                return header.sequence
+            }
+        }
+        return nil
+    }
+
+    /// Blocks of recovered mappings are in use though the checkpoint's bitmaps do not say so yet.
+    private func occupyOverlay() throws(PoolError) {
+        var seen: Set<UInt64> = []
+        for dataset in datasets.values.sorted(by: { $0.number < $1.number }) {
+            for layer in dataset.layers where seen.insert(layer.number).inserted {
+                var blocks: [UInt64] = []
+                layer.forEach { if $1.block != 0 { blocks.append($1.block) } }
+                for block in blocks { try space.occupy(block) }
+            }
+        }
+    }
+}

@@ -1,0 +1,328 @@
+/// Which blocks are in use. The pool is divided into regions; each has a bitmap page on disk and serves data, or map
+/// pages, or nothing yet. Guarded by the pool's lock.
+///
+/// Two bits a block. `durable` is what the checkpoint being built says: the block belongs to a tree. `busy` adds what
+/// must not be handed out now: written since, or freed but still readable through the last checkpoint.
+final class SpaceMap {
+    enum Kind: UInt8 {
+        case unused = 0
+        case data = 1
+        case metadata = 2
+    }
+
+    final class Bits {
+        let words: Int
+        let busy: UnsafeMutablePointer<UInt64>
+        let durable: UnsafeMutablePointer<UInt64>
+
+        init(words: Int) {
+            self.words = words
+            busy = .allocate(capacity: words)
+            durable = .allocate(capacity: words)
+            busy.initialize(repeating: 0, count: words)
+            durable.initialize(repeating: 0, count: words)
+        }
+
+        deinit {
+            busy.deallocate()
+            durable.deallocate()
+        }
+    }
+
+    struct Region {
+        var pointer = NodePointer.null
+        var kind = Kind.unused
+        var durableCount = 0
+        var busyCount = 0
+        var isDirty = false
+        var bits: Bits?
+    }
+
+    let regionBlocks: UInt64
+    /// As many regions as the pool may have; `regions` holds those that were ever used.
+    let regionLimit: Int
+    private(set) var regions: [Region] = []
+    private(set) var busyBlocks: UInt64 = 0
+    /// Blocks of metadata regions that can be handed out.
+    private(set) var metadataFree: UInt64 = 0
+    /// Blocks that data can have: of data regions and of unused ones.
+    private(set) var dataFree: UInt64
+    var regionsInUse: Int { regions.count }
+    private(set) var dirtyRegions: Set<Int> = []
+    private var dataRegion = 0
+    private var dataHint = 0
+    private var metadataRegion = 0
+    private var metadataHint = 0
+    private let load: (NodePointer) throws(PoolError) -> Page
+
+    init(totalBlocks: UInt64, regionBlocks: UInt64, load: @escaping (NodePointer) throws(PoolError) -> Page) {
+        self.regionBlocks = regionBlocks
+        regionLimit = Int(totalBlocks / regionBlocks)
+        dataFree = totalBlocks / regionBlocks * regionBlocks
+        self.load = load
+    }
+
+    // MARK: Regions
+
+    /// Takes a region's state from the checkpoint.
+    func restore(region index: Int, pointer: NodePointer, kind: Kind, count: Int) {
+        extend(to: index)
+        regions[index].pointer = pointer
+        regions[index].durableCount = count
+        regions[index].busyCount = count
+        busyBlocks += UInt64(count)
+        dataFree -= UInt64(count)
+        setKind(kind, of: index)
+    }
+
+    private func extend(to index: Int) {
+        while regions.count <= index { regions.append(Region()) }
+    }
+
+    private func setKind(_ kind: Kind, of index: Int) {
+        let free = regionBlocks - UInt64(regions[index].busyCount)
+        if regions[index].kind == .metadata { metadataFree -= free } else { dataFree -= free }
+        regions[index].kind = kind
+        if kind == .metadata { metadataFree += free } else { dataFree += free }
+    }
+
+    /// Gives an entirely free region to map pages. The caller has backed it with storage.
+    func dedicateToMetadata(region index: Int) {
+        extend(to: index)
+        precondition(regions[index].busyCount == 0 && regions[index].kind != .metadata)
+        setKind(.metadata, of: index)
+        markDirty(index)
+    }
+
+    /// A region that could serve map pages.
+    func emptyRegion() -> Int? {
+        if let unused = regions.firstIndex(where: { $0.kind != .metadata && $0.busyCount == 0 }) { return unused }
+        return regionsInUse < regionLimit ? regionsInUse : nil
+    }
+
+    func setPointer(_ pointer: NodePointer, ofRegion index: Int) {
+        regions[index].pointer = pointer
+        regions[index].isDirty = false
+        dirtyRegions.remove(index)
+    }
+
+    private func markDirty(_ index: Int) {
+        guard !regions[index].isDirty else { return }
+        regions[index].isDirty = true
+        dirtyRegions.insert(index)
+    }
+
+    func bits(ofRegion index: Int) throws(PoolError) -> Bits {
+        if let bits = regions[index].bits { return bits }
+        let words = Int(regionBlocks / 64)
+        let bits = Bits(words: words)
+        if !regions[index].pointer.isNull {
+            // This read happens under the lock, once for each region that is touched.
+            let page = try load(regions[index].pointer)
+            for word in 0..<words {
+                bits.busy[word] = page.word(word * 8)
+                bits.durable[word] = page.word(word * 8)
+            }
+        }
+        regions[index].bits = bits
+        return bits
+    }
+
+    // MARK: Handing out
+
+    /// Up to `wanted` blocks in one run for data; nil when there is none.
+    func allocateData(_ wanted: Int) throws(PoolError) -> Range<UInt64>? {
+        guard dataFree > 0 else { return nil }
+        if let run = try takeRun(wanted, region: dataRegion, kind: .data, hint: &dataHint) { return run }
+        while let next = nextDataRegion() {
+            dataRegion = next
+            dataHint = 0
+            if let run = try takeRun(wanted, region: next, kind: .data, hint: &dataHint) { return run }
+        }
+        return nil
+    }
+
+    /// Prefers a region with room for long runs, then a fresh one, then any.
+    private func nextDataRegion() -> Int? {
+        let full = Int(regionBlocks)
+        var any: Int?
+        for step in 1...max(1, regionsInUse) {
+            let index = (dataRegion + step) % max(1, regionsInUse)
+            guard regions[index].kind != .metadata, regions[index].busyCount < full else { continue }
+            if regions[index].busyCount <= full - full / 8 { return index }
+            if any == nil { any = index }
+        }
+        if regionsInUse < regionLimit { return regionsInUse }
+        return any
+    }
+
+    private func takeRun(
+        _ wanted: Int, region: Int, kind: Kind, hint: inout Int
+    ) throws(PoolError) -> Range<UInt64>? {
+        extend(to: region)
+        guard regions[region].busyCount < Int(regionBlocks) else { return nil }
+        if kind == .data, regions[region].kind == .metadata { return nil }
+        let bits = try bits(ofRegion: region)
+        guard let first = findFree(bits, from: hint) ?? findFree(bits, from: 0) else { return nil }
+        var count = 1
+        while count < wanted, first + count < Int(regionBlocks), !Self.test(bits.busy, first + count) { count += 1 }
+        for bit in first..<(first + count) { Self.set(bits.busy, bit) }
+        hint = first + count
+        if regions[region].kind != kind { setKind(kind, of: region) }
+        countBusy(region, by: count)
+        let start = UInt64(region) * regionBlocks + UInt64(first)
+        return start..<(start + UInt64(count))
+    }
+
+    private func findFree(_ bits: Bits, from hint: Int) -> Int? {
+        guard hint < bits.words * 64 else { return nil }
+        var word = hint / 64
+        var free = ~bits.busy[word] & (~UInt64(0) << UInt64(hint % 64))
+        while true {
+            if free != 0 { return word * 64 + free.trailingZeroBitCount }
+            word += 1
+            guard word < bits.words else { return nil }
+            free = ~bits.busy[word]
+        }
+    }
+
+    /// One block for a map page; nil when the metadata regions are full.
+    func allocateMetadata() throws(PoolError) -> UInt64? {
+        guard metadataFree > 0 else { return nil }
+        for step in 0..<regionsInUse {
+            let index = (metadataRegion + step) % regionsInUse
+            guard regions[index].kind == .metadata, regions[index].busyCount < Int(regionBlocks) else { continue }
+            if index != metadataRegion {
+                metadataRegion = index
+                metadataHint = 0
+            }
+            if let run = try takeRun(1, region: index, kind: .metadata, hint: &metadataHint) { return run.lowerBound }
+        }
+        return nil
+    }
+
+    private func countBusy(_ region: Int, by change: Int) {
+        regions[region].busyCount += change
+        busyBlocks = UInt64(Int64(busyBlocks) + Int64(change))
+        if regions[region].kind == .metadata {
+            metadataFree = UInt64(Int64(metadataFree) - Int64(change))
+        } else {
+            dataFree = UInt64(Int64(dataFree) - Int64(change))
+        }
+    }
+
+    // MARK: Single blocks
+
+    private static func test(_ words: UnsafeMutablePointer<UInt64>, _ bit: Int) -> Bool {
+        words[bit / 64] >> UInt64(bit % 64) & 1 != 0
+    }
+
+    private static func set(_ words: UnsafeMutablePointer<UInt64>, _ bit: Int) {
+        words[bit / 64] |= 1 << UInt64(bit % 64)
+    }
+
+    private static func clear(_ words: UnsafeMutablePointer<UInt64>, _ bit: Int) {
+        words[bit / 64] &= ~(1 << UInt64(bit % 64))
+    }
+
+    private func place(_ block: UInt64) throws(PoolError) -> (region: Int, bit: Int) {
+        let region = Int(block / regionBlocks)
+        guard region < regionLimit else { throw .damaged("block \(block) lies beyond the end of the pool") }
+        extend(to: region)
+        return (region, Int(block % regionBlocks))
+    }
+
+    /// Makes a block available again.
+    func release(_ block: UInt64) throws(PoolError) {
+        let (region, bit) = try place(block)
+        let bits = try bits(ofRegion: region)
+        guard Self.test(bits.busy, bit), !Self.test(bits.durable, bit) else {
+            throw .damaged("block \(block) was freed twice")
+        }
+        Self.clear(bits.busy, bit)
+        countBusy(region, by: -1)
+    }
+
+    /// Marks a block that a recovered mapping uses.
+    func occupy(_ block: UInt64) throws(PoolError) {
+        let (region, bit) = try place(block)
+        let bits = try bits(ofRegion: region)
+        guard !Self.test(bits.busy, bit) else { throw .damaged("block \(block) has two owners") }
+        Self.set(bits.busy, bit)
+        if regions[region].kind == .unused { setKind(.data, of: region) }
+        countBusy(region, by: 1)
+    }
+
+    /// The block belongs to the checkpoint being built.
+    func markDurable(_ block: UInt64) throws(PoolError) {
+        let (region, bit) = try place(block)
+        let bits = try bits(ofRegion: region)
+        guard Self.test(bits.busy, bit), !Self.test(bits.durable, bit) else {
+            throw .damaged("block \(block) was put into use twice")
+        }
+        Self.set(bits.durable, bit)
+        regions[region].durableCount += 1
+        markDirty(region)
+    }
+
+    /// The block does not belong to the checkpoint being built any more; it stays busy until that one is durable.
+    func clearDurable(_ block: UInt64) throws(PoolError) {
+        let (region, bit) = try place(block)
+        let bits = try bits(ofRegion: region)
+        guard Self.test(bits.durable, bit) else { throw .damaged("block \(block) was freed twice") }
+        Self.clear(bits.durable, bit)
+        regions[region].durableCount -= 1
+        markDirty(region)
+    }
+
+    /// Reserves the superblocks and the journal of a new pool; what is left of their regions is for map pages.
+    func reserveForPool(_ count: UInt64) throws(PoolError) {
+        for block in 0..<count {
+            try occupy(block)
+            try markDurable(block)
+        }
+        for region in 0...Int((count - 1) / regionBlocks) { setKind(.metadata, of: region) }
+    }
+
+    /// Decides which of the sorted, freed `blocks` can be punched out with their neighbours, in groups of 64 KiB. The
+    /// free blocks of such a group are taken meanwhile, so that nobody writes there. Returns the ranges to punch and
+    /// all blocks to release afterwards.
+    func planPunches(_ blocks: [UInt64]) throws(PoolError) -> (punches: [Range<UInt64>], releases: [UInt64]) {
+        let groupBlocks: UInt64 = 16
+        var punches: [Range<UInt64>] = []
+        var releases = blocks
+        var at = 0
+        while at < blocks.count {
+            let start = blocks[at] / groupBlocks * groupBlocks
+            var end = at
+            while end < blocks.count, blocks[end] < start + groupBlocks { end += 1 }
+            defer { at = end }
+            let (region, bit) = try place(start)
+            guard regions[region].kind == .data else { continue }
+            let bits = try bits(ofRegion: region)
+            let free = (bit..<(bit + Int(groupBlocks))).filter { !Self.test(bits.busy, $0) }
+            guard free.count + (end - at) == Int(groupBlocks) else { continue }
+            for bit in free {
+                Self.set(bits.busy, bit)
+                releases.append(UInt64(region) * regionBlocks + UInt64(bit))
+            }
+            countBusy(region, by: free.count)
+            if let last = punches.last, last.upperBound == start {
+                punches[punches.count - 1] = last.lowerBound..<(start + groupBlocks)
+            } else {
+                punches.append(start..<(start + groupBlocks))
+            }
+        }
+        return (punches, releases)
+    }
+
+    func isBusy(_ block: UInt64) throws(PoolError) -> Bool {
+        let (region, bit) = try place(block)
+        return Self.test(try bits(ofRegion: region).busy, bit)
+    }
+
+    func isDurable(_ block: UInt64) throws(PoolError) -> Bool {
+        let (region, bit) = try place(block)
+        return Self.test(try bits(ofRegion: region).durable, bit)
+    }
+}
