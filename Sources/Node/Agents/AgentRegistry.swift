@@ -154,7 +154,8 @@ final class AgentRegistry: Sendable {
 
     private static func checkName(_ name: String) throws {
         let isLegal = name.allSatisfy { $0.isASCII && ($0.isLetter || $0.isNumber || ".-_".contains($0)) }
-        guard isLegal, (1...64).contains(name.utf8.count) else {
+        // `tokens` is a route.
+        guard isLegal, (1...64).contains(name.utf8.count), name != "tokens" else {
             throw APIFailure.invalid("an agent's name is 1 to 64 characters of letters, digits, . - _")
         }
     }

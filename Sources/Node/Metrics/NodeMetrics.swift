@@ -1,0 +1,116 @@
+import API
+import BlockStore
+import ISCSI
+
+extension NodeServices {
+    /// Everything that `/metrics` shows, at one moment.
+    func metricsText() async throws -> String {
+        var metrics = MetricsText()
+        metrics.add(
+            "stillpoint_info", .gauge, "The node; always 1.",
+            [.init(1, [("version", NodeVersion.text), ("node", identity.nodeID)])])
+        metrics.add("stillpoint_uptime_seconds", .gauge, "Seconds since the node started.", [.init(uptimeSeconds)])
+        let pool = inventory.pool
+        let statistics = try await inventory.blocking.run { pool.statistics }
+        let contents = try await inventory.contents()
+        addPool(statistics, to: &metrics)
+        addVolumes(contents, to: &metrics)
+        addTargets(to: &metrics)
+        try await addAgentsAndJobs(to: &metrics)
+        return metrics.text
+    }
+
+    private func addPool(_ pool: PoolStatistics, to metrics: inout MetricsText) {
+        let gauges: [(String, String, UInt64)] = [
+            ("size_bytes", "The most that the pool can occupy.", pool.sizeBytes),
+            ("used_bytes", "Bytes in use or waiting to be freed.", pool.usedBytes),
+            ("free_bytes", "Bytes that can still be written.", pool.freeBytes),
+            ("epoch", "The birth epoch of new blocks.", pool.epoch),
+            ("overlay_entries", "Mappings only in memory and journal.", pool.overlayEntries),
+            ("journal_used_bytes", "Bytes of the journal in use.", pool.journalUsedBytes),
+            ("reclaims_pending", "Deleted snapshots and volumes not yet reclaimed.", pool.reclaimsPending),
+        ]
+        for (name, help, value) in gauges {
+            metrics.add("stillpoint_pool_\(name)", .gauge, help, [.init(Double(value))])
+        }
+        let state: String =
+            switch pool.state {
+            case .healthy: "healthy"
+            case .full: "full"
+            case .readOnly: "readOnly"
+            }
+        metrics.add(
+            "stillpoint_pool_state", .gauge, "1 for the state that the pool is in.",
+            ["healthy", "full", "readOnly"].map { .init($0 == state ? 1 : 0, [("state", $0)]) })
+        let counters: [(String, String, UInt64)] = [
+            ("checkpoints_total", "Checkpoints.", pool.checkpoints), ("commits_total", "Commits.", pool.commits),
+            ("data_written_bytes_total", "Data written.", pool.dataBytesWritten),
+            ("metadata_written_bytes_total", "Map pages written.", pool.metadataBytesWritten),
+            ("journal_written_bytes_total", "Journal written.", pool.journalBytesWritten),
+            ("checksum_errors_total", "Blocks that came back from the disk wrong.", pool.checksumErrors),
+        ]
+        for (name, help, value) in counters {
+            metrics.add("stillpoint_pool_\(name)", .counter, help, [.init(Double(value))])
+        }
+    }
+
+    private func addVolumes(_ contents: Inventory.Contents, to metrics: inout MetricsText) {
+        metrics.add(
+            "stillpoint_volume_size_bytes", .gauge, "Size of a volume.",
+            contents.volumes.map { .init(Double($0.sizeBytes), [("volume", $0.name)]) })
+        metrics.add(
+            "stillpoint_volume_mapped_bytes", .gauge, "Bytes that a volume maps.",
+            contents.volumes.map { .init(Double($0.mappedBytes), [("volume", $0.name)]) })
+        metrics.add("stillpoint_snapshots", .gauge, "Snapshots.", [.init(Double(contents.snapshots.count))])
+        // The newest snapshot of each volume says how it went last.
+        var newest: [VolumeID: SnapshotRecord] = [:]
+        for snapshot in contents.snapshots where snapshot.kind == .user {
+            for member in snapshot.members where newest[member.volume]?.createdAt ?? 0 <= snapshot.createdAt {
+                newest[member.volume] = snapshot
+            }
+        }
+        let last = contents.volumes.compactMap { volume in newest[volume.id].map { (volume.name, $0) } }
+        metrics.add(
+            "stillpoint_volume_last_snapshot_quiet_seconds", .gauge,
+            "The longest time that a member was quiet in the newest snapshot of a volume.",
+            last.map { name, snapshot in
+                .init(SnapshotAttributes(bytes: snapshot.attributes)?.quietSeconds ?? 0, [("volume", name)])
+            })
+        metrics.add(
+            "stillpoint_volume_last_snapshot_timestamp_seconds", .gauge, "When the newest snapshot was cut, Unix time.",
+            last.map { name, snapshot in .init(Double(snapshot.createdAt / 1_000_000) / 1000, [("volume", name)]) })
+    }
+
+    private func addTargets(to metrics: inout MetricsText) {
+        let targets = inventory.registry.metrics()
+        func samples(_ value: (TargetMetrics) -> UInt64) -> [MetricsText.Sample] {
+            targets.map { .init(Double(value($0)), [("target", $0.iqn)]) }
+        }
+        metrics.add(
+            "stillpoint_target_sessions", .gauge, "Sessions of a target.", samples { UInt64(max(0, $0.sessions)) })
+        metrics.add("stillpoint_target_commands_total", .counter, "Commands ended.", samples(\.commands))
+        metrics.add(
+            "stillpoint_target_failed_commands_total", .counter, "Commands not ended with GOOD.",
+            samples(\.failedCommands))
+        metrics.add("stillpoint_target_read_bytes_total", .counter, "Bytes read.", samples(\.bytesRead))
+        metrics.add("stillpoint_target_written_bytes_total", .counter, "Bytes written.", samples(\.bytesWritten))
+        metrics.add("stillpoint_target_logins_total", .counter, "Logins accepted.", samples(\.loginsAccepted))
+        metrics.add(
+            "stillpoint_target_refused_logins_total", .counter, "Logins refused.", samples(\.loginsRefused))
+    }
+
+    private func addAgentsAndJobs(to metrics: inout MetricsText) async throws {
+        let names = try await agents.names()
+        metrics.add(
+            "stillpoint_agent_reachable", .gauge, "1 where the agent answered at the last look.",
+            names.map { .init(agents.reachability($0).isReachable ? 1 : 0, [("agent", $0)]) })
+        let counts = jobs.counts
+        metrics.add("stillpoint_jobs_running", .gauge, "Jobs that run.", [.init(Double(counts.running))])
+        metrics.add(
+            "stillpoint_jobs_total", .counter, "Jobs ended since the node started.",
+            [
+                .init(Double(counts.succeeded), [("outcome", "succeeded")]),
+                .init(Double(counts.failed), [("outcome", "failed")]),
+            ])
+    }
+}

@@ -1,0 +1,90 @@
+import API
+import BlockStore
+import Foundation
+import ISCSI
+
+/// The parts of a running node, for the routes.
+struct NodeServices: Sendable {
+    let identity: NodeIdentity
+    let inventory: Inventory
+    let agents: AgentRegistry
+    let jobs: JobEngine
+    let sagas: Sagas
+    let dataDirectory: String
+    let startedAt: ContinuousClock.Instant
+    let addresses: ListeningAddresses
+
+    var uptimeSeconds: Double {
+        let elapsed = ContinuousClock.now - startedAt
+        return Double(elapsed.components.seconds) + Double(elapsed.components.attoseconds) / 1e18
+    }
+
+    // MARK: Looking
+
+    func status() async throws -> NodeStatus {
+        let contents = try await inventory.contents()
+        let names = try await agents.names()
+        return NodeStatus(
+            nodeID: identity.nodeID, version: NodeVersion.text, uptimeSeconds: uptimeSeconds,
+            apiAddress: addresses.api, iscsiAddress: addresses.iscsi, dataDirectory: dataDirectory,
+            pool: try await inventory.poolStatus(), volumeCount: contents.volumes.count,
+            snapshotCount: contents.snapshots.count, agentCount: names.count,
+            reachableAgentCount: names.count { agents.reachability($0).isReachable }, runningJobs: jobs.counts.running)
+    }
+
+    /// A full pool is no failing node: everything but new writes works, and freeing space heals it.
+    func health() async -> HealthInfo {
+        var checks: [String: String] = [:]
+        var isWell = true
+        do {
+            let pool = try await inventory.poolStatus()
+            checks["pool"] = pool.failure.map { "\(pool.state.rawValue): \($0)" } ?? pool.state.rawValue
+            isWell = pool.state != .readOnly
+        } catch {
+            checks["pool"] = "cannot be asked: \(APIFailure.from(error).message)"
+            isWell = false
+        }
+        do {
+            _ = try await agents.names()
+            checks["catalog"] = "ok"
+        } catch {
+            checks["catalog"] = APIFailure.from(error).message
+            isWell = false
+        }
+        return HealthInfo(status: isWell ? "ok" : "failing", checks: checks)
+    }
+
+    // MARK: Long work
+
+    func submitSnapshot(_ request: SnapshotCreateRequest) async throws -> JobInfo {
+        try await inventory.checkSnapshotRequest(request)
+        let sagas = sagas
+        return try await jobs.submit(
+            kind: "snapshot.create", subject: request.volumes.joined(separator: ", ")
+        ) { job in
+            let snapshot = try await sagas.snapshots.run(request: request, report: job)
+            return JobResult(snapshot: snapshot)
+        }
+    }
+
+    func submitRevert(_ request: RevertRequest) async throws -> JobInfo {
+        try await inventory.checkRevertRequest(request)
+        let sagas = sagas
+        return try await jobs.submit(
+            kind: "volume.revert", subject: request.volumes.joined(separator: ", ")
+        ) { job in
+            let result = try await sagas.reverts.run(request: request, report: job)
+            return JobResult(revert: result)
+        }
+    }
+}
+
+/// The drivers of the sagas.
+struct Sagas: Sendable {
+    let snapshots: SnapshotSagaDriver
+    let reverts: RevertDriver
+}
+
+enum NodeVersion {
+    static let text = "0.1.0"
+}
