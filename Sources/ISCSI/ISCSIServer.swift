@@ -1,18 +1,22 @@
 public import Logging
 public import NIOCore
+import NIOPosix
+import SCSI
+import Synchronization
 
 /// The target's portals: listens, logs initiators in, and serves the registry's logical units.
 public final class ISCSIServer: Sendable {
-    private let registry: TargetRegistry
+    private let context: ServerContext
     private let group: any EventLoopGroup
     private let logger: Logger
+    private let listeners = Mutex<[any Channel]>([])
 
     /// - Parameter advertisedPortals: `host:port` addresses that SendTargets gives instead of the address on which
     ///   the initiator reached us; for servers behind address translation.
     public init(
         registry: TargetRegistry, group: any EventLoopGroup, logger: Logger, advertisedPortals: [String] = []
     ) {
-        self.registry = registry
+        context = ServerContext(registry: registry, advertisedPortals: advertisedPortals)
         self.group = group
         self.logger = logger
     }
@@ -21,10 +25,101 @@ public final class ISCSIServer: Sendable {
     /// - Returns: the bound address.
     /// - Throws: NIO's error when the address cannot be bound.
     public func start(host: String, port: Int) async throws -> SocketAddress {
-        try SocketAddress(ipAddress: host, port: port)
+        context.startThreads()
+        let context = context
+        let logger = logger
+        let limits = context.registry.limits
+        let channel = try await ServerBootstrap(group: group)
+            .serverChannelOption(.backlog, value: 256)
+            .serverChannelOption(.socketOption(.so_reuseaddr), value: 1)
+            .childChannelInitializer { channel in
+                guard context.connectionBeganLogin() else {
+                    logger.warning("iSCSI connection refused: \(limits.connectionsInLogin) logins are under way")
+                    return channel.close()
+                }
+                return channel.eventLoop.makeCompletedFuture {
+                    try channel.pipeline.syncOperations.addHandler(ConnectionHandler(server: context, logger: logger))
+                }
+            }
+            .childChannelOption(.socketOption(.tcp_nodelay), value: 1)
+            .childChannelOption(.recvAllocator, value: FixedSizeRecvByteBufferAllocator(capacity: 256 << 10))
+            .childChannelOption(
+                .writeBufferWaterMark,
+                value: .init(low: limits.pendingOutputBytes / 4, high: limits.pendingOutputBytes)
+            )
+            .bind(host: host, port: port).get()
+        listeners.withLock { $0.append(channel) }
+        guard let address = channel.localAddress else { throw ChannelError.unknownLocalAddress }
+        logger.info("iSCSI target listens on \(address)")
+        return address
     }
 
     /// Stops listening, asks every session to log out (Async message), lets outstanding commands finish, and closes
     /// what is left after `graceSeconds`.
-    public func shutdown(graceSeconds: Int64 = 5) async {}
+    public func shutdown(graceSeconds: Int64 = 5) async {
+        let channels = listeners.withLock { listeners in
+            defer { listeners = [] }
+            return listeners
+        }
+        for channel in channels { try? await channel.close() }
+        let seconds = UInt16(clamping: graceSeconds)
+        for session in context.registry.liveSessions() { session.control.requestLogout(seconds) }
+        let deadline = NIODeadline.now() + .seconds(graceSeconds)
+        while !context.registry.liveSessions().isEmpty && NIODeadline.now() < deadline {
+            try? await Task.sleep(for: .milliseconds(20))
+        }
+        for session in context.registry.liveSessions() {
+            await withCheckedContinuation { continuation in
+                session.control.replace { continuation.resume() }
+            }
+        }
+        await context.stopThreads()
+    }
+}
+
+/// What the connections of a server share.
+final class ServerContext: Sendable {
+    let registry: TargetRegistry
+    let advertisedPortals: [String]
+    private let threads: NIOThreadPool
+    private let inLogin = Atomic<Int>(0)
+
+    /// Flushes wait for the disk, so there are more of these threads than processors.
+    private static let threadCount = 8
+
+    init(registry: TargetRegistry, advertisedPortals: [String]) {
+        self.registry = registry
+        self.advertisedPortals = advertisedPortals
+        threads = NIOThreadPool(numberOfThreads: Self.threadCount)
+    }
+
+    func startThreads() { threads.start() }
+
+    func stopThreads() async { try? await threads.shutdownGracefully() }
+
+    /// False when too many connections are in login.
+    func connectionBeganLogin() -> Bool {
+        let count = inLogin.wrappingAdd(1, ordering: .relaxed).newValue
+        if count <= registry.limits.connectionsInLogin { return true }
+        inLogin.wrappingSubtract(1, ordering: .relaxed)
+        return false
+    }
+
+    func connectionLeftLogin() { inLogin.wrappingSubtract(1, ordering: .relaxed) }
+
+    /// Runs an operation step by step; between steps others have their turn.
+    func run(
+        _ operation: BlockingOperation, _ activity: CommandActivity,
+        completion: @escaping @Sendable (CommandEnd) -> Void
+    ) {
+        threads.submit { state in
+            guard state == .active else { return completion(.busy) }
+            var operation = operation
+            if let end = activity.unit.step(&operation, activity: activity) {
+                completion(end)
+            } else {
+                self.run(operation, activity, completion: completion)
+            }
+        }
+    }
 }

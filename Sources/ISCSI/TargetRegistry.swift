@@ -1,11 +1,34 @@
 public import BlockIO
+import Glibc
 public import SCSI
+import Synchronization
 
 /// Which targets there are, which LUNs they hold, who may log in, and who is logged in.
 ///
 /// All calls are thread-safe and take effect for every later PDU; none waits for I/O.
 public final class TargetRegistry: Sendable {
     public let limits: TargetLimits
+    let state = Mutex(State())
+
+    struct State {
+        var targets: [String: Target] = [:]
+        /// By NAA name: the same unit may be mapped in several targets.
+        var units: [String: LogicalUnit] = [:]
+        var sessions: [UInt64: LiveSession] = [:]
+        /// NAA names of devices that nobody may log in to; with the number of times they were blocked.
+        var blocked: [String: Int] = [:]
+        var nextSession: UInt64 = 1
+        var nextTSIH: UInt16 = 1
+        var nextPort: UInt16 = 1
+    }
+
+    struct Target {
+        var port: TargetPort
+        var luns: [Int: LogicalUnit] = [:]
+        var rules: [InitiatorRule: CHAPCredentials?] = [:]
+        /// Of sessions that have ended.
+        var totals: TargetMetrics
+    }
 
     public init(limits: TargetLimits = .init()) {
         self.limits = limits
@@ -14,57 +37,233 @@ public final class TargetRegistry: Sendable {
     // MARK: Targets and LUNs
 
     /// Adds a target without LUNs that nobody may log in to yet.
-    public func addTarget(_ iqn: String) throws(TargetError) {}
+    public func addTarget(_ iqn: String) throws(TargetError) {
+        guard let name = ISCSIName.normalized(iqn) else { throw .invalidName(iqn) }
+        try change { state throws(TargetError) in
+            guard state.targets[name] == nil else { throw .targetExists(iqn: name) }
+            guard state.targets.count < limits.targets else { throw .limit("targets (\(limits.targets))") }
+            let port = TargetPort(name: name, groupTag: 1, relativeIdentifier: state.nextPort)
+            state.nextPort = state.nextPort == .max ? 1 : state.nextPort + 1
+            state.targets[name] = Target(port: port, totals: TargetMetrics(iqn: name))
+        }
+    }
 
     /// Removes a target and ends its sessions.
-    public func removeTarget(_ iqn: String) throws(TargetError) {}
+    public func removeTarget(_ iqn: String) throws(TargetError) {
+        let name = ISCSIName.normalized(iqn) ?? iqn
+        let (units, sessions) = try change { state throws(TargetError) in
+            guard let target = state.targets.removeValue(forKey: name) else { throw .noSuchTarget(iqn: iqn) }
+            for unit in target.luns.values { state.releaseUnit(unit) }
+            return (Array(target.luns.values), state.takeSessions { $0.iqn == name })
+        }
+        for unit in units { unit.detachAll(targetName: name) }
+        for session in sessions { session.control.drop("its target \(name) was removed") }
+    }
 
     /// Maps `device` as `lun`; sessions of the target learn of it through a unit attention (3F/0E).
     public func addLUN(
         _ iqn: String, lun: Int, device: any BlockDevice, identity: LogicalUnitIdentity, isReadOnly: Bool = false
-    ) throws(TargetError) {}
+    ) throws(TargetError) {
+        let name = ISCSIName.normalized(iqn) ?? iqn
+        guard (0..<min(limits.lunsPerTarget, 16_384)).contains(lun) else { throw .invalidLUN(lun) }
+        let units = try change { state throws(TargetError) in
+            guard var target = state.targets[name] else { throw .noSuchTarget(iqn: iqn) }
+            guard target.luns[lun] == nil else { throw .lunInUse(iqn: name, lun: lun) }
+            guard state.blocked[identity.naa] == nil else { throw .blocked(naa: identity.naa) }
+            let unit: LogicalUnit
+            if let known = state.units[identity.naa] {
+                guard known.device === device, known.identity == identity, known.isReadOnly == isReadOnly,
+                    !target.luns.values.contains(where: { $0 === known })
+                else { throw .identityInUse(naa: identity.naa) }
+                unit = known
+            } else {
+                unit = LogicalUnit(device: device, identity: identity, isReadOnly: isReadOnly)
+            }
+            let others = Array(target.luns.values)
+            target.luns[lun] = unit
+            state.units[identity.naa] = unit
+            state.targets[name] = target
+            return others
+        }
+        for unit in units { unit.raise(.lunsChanged, targetName: name) }
+    }
 
     /// Unmaps a LUN; its outstanding commands are ended, later ones get LOGICAL UNIT NOT SUPPORTED.
-    public func removeLUN(_ iqn: String, lun: Int) throws(TargetError) {}
+    public func removeLUN(_ iqn: String, lun: Int) throws(TargetError) {
+        let name = ISCSIName.normalized(iqn) ?? iqn
+        let (removed, others) = try change { state throws(TargetError) in
+            guard var target = state.targets[name] else { throw .noSuchTarget(iqn: iqn) }
+            guard let unit = target.luns.removeValue(forKey: lun) else { throw .noSuchLUN(iqn: name, lun: lun) }
+            state.targets[name] = target
+            state.releaseUnit(unit)
+            return (unit, Array(target.luns.values))
+        }
+        removed.detachAll(targetName: name)
+        for unit in others { unit.raise(.lunsChanged, targetName: name) }
+    }
 
-    public func targets() -> [TargetRecord] { [] }
+    public func targets() -> [TargetRecord] {
+        state.withLock { state in
+            state.targets.values.sorted { $0.port.name < $1.port.name }.map { target in
+                TargetRecord(
+                    iqn: target.port.name,
+                    luns: target.luns.sorted { $0.key < $1.key }.map { lun, unit in
+                        LUNRecord(
+                            lun: lun, identity: unit.identity, sizeBytes: unit.device.sizeBytes,
+                            isReadOnly: unit.isReadOnly || unit.device.isReadOnly)
+                    },
+                    rules: target.rules.sorted { $0.key.sortKey < $1.key.sortKey }.map { rule, chap in
+                        .init(initiator: rule, requiresCHAP: chap != nil, isMutual: chap?.mutual != nil)
+                    })
+            }
+        }
+    }
 
     // MARK: Access
 
     /// Lets an initiator log in, with CHAP when `chap` is given. A second call for the same initiator replaces the
     /// credentials for later logins.
-    public func allow(_ iqn: String, initiator: InitiatorRule, chap: CHAPCredentials? = nil) throws(TargetError) {}
+    public func allow(_ iqn: String, initiator: InitiatorRule, chap: CHAPCredentials? = nil) throws(TargetError) {
+        let name = ISCSIName.normalized(iqn) ?? iqn
+        let rule = try initiator.normalized()
+        try change { state throws(TargetError) in
+            guard var target = state.targets[name] else { throw .noSuchTarget(iqn: iqn) }
+            guard target.rules[rule] != nil || target.rules.count < limits.rulesPerTarget else {
+                throw .limit("rules per target (\(limits.rulesPerTarget))")
+            }
+            target.rules[rule] = .some(chap)
+            state.targets[name] = target
+        }
+    }
 
     /// Takes a rule back and ends the sessions that stood on it.
-    public func deny(_ iqn: String, initiator: InitiatorRule) throws(TargetError) {}
+    public func deny(_ iqn: String, initiator: InitiatorRule) throws(TargetError) {
+        let name = ISCSIName.normalized(iqn) ?? iqn
+        let rule = try initiator.normalized()
+        let sessions = try change { state throws(TargetError) in
+            guard var target = state.targets[name] else { throw .noSuchTarget(iqn: iqn) }
+            guard target.rules.removeValue(forKey: rule) != nil else {
+                throw .noSuchRule(iqn: name, initiator: rule)
+            }
+            state.targets[name] = target
+            return state.takeSessions { $0.iqn == name && $0.rule == rule }
+        }
+        for session in sessions { session.control.drop("its access to \(name) was taken back") }
+    }
 
     // MARK: Sessions
 
-    public func sessions() -> [SessionRecord] { [] }
+    public func sessions() -> [SessionRecord] {
+        state.withLock { $0.sessions.values.sorted { $0.id < $1.id }.map(\.record) }
+    }
 
     /// The sessions through which the device of this identity can be reached now: what a revert must not find.
-    public func sessions(naa: String) -> [SessionRecord] { [] }
+    public func sessions(naa: String) -> [SessionRecord] {
+        let key = naa.lowercased()
+        return state.withLock { state in
+            let targets = state.targets.values.filter { $0.luns.values.contains { $0.identity.naa == key } }
+            let names = Set(targets.map(\.port.name))
+            return state.sessions.values.filter { names.contains($0.iqn) }.sorted { $0.id < $1.id }.map(\.record)
+        }
+    }
 
     /// Ends one session; false when there is none with this ``SessionRecord/id``.
     @discardableResult
-    public func dropSession(id: UInt64) -> Bool { false }
+    public func dropSession(id: UInt64) -> Bool {
+        let sessions = state.withLock { $0.takeSessions { $0.id == id } }
+        for session in sessions { session.control.drop("an administrator ended it") }
+        return !sessions.isEmpty
+    }
 
     /// Refuses logins to every target that holds the device until ``unblockLogins(naa:)``, with a status that makes
-    /// initiators try again. Sessions that are there stay.
-    public func blockLogins(naa: String) {}
+    /// initiators try again. Sessions that are there stay. Calls are counted: each needs its own unblocking.
+    public func blockLogins(naa: String) {
+        state.withLock { $0.blocked[naa.lowercased(), default: 0] += 1 }
+    }
 
-    public func unblockLogins(naa: String) {}
+    public func unblockLogins(naa: String) {
+        state.withLock { state in
+            guard let count = state.blocked[naa.lowercased()] else { return }
+            state.blocked[naa.lowercased()] = count > 1 ? count - 1 : nil
+        }
+    }
 
     // MARK: Events of a device
 
     /// Tells sessions that the capacity changed (unit attention 2A/09).
-    public func deviceResized(naa: String) {}
+    public func deviceResized(naa: String) { unit(naa)?.raise(.capacityChanged) }
 
     /// Tells sessions that the contents were replaced (unit attention 28/00).
-    public func deviceReverted(naa: String) {}
+    public func deviceReverted(naa: String) { unit(naa)?.raise(.mediumMayHaveChanged) }
 
     /// Tells sessions that the pool is nearly full (unit attention 38/07).
-    public func deviceSoftThreshold(naa: String) {}
+    public func deviceSoftThreshold(naa: String) { unit(naa)?.raise(.thinSoftThreshold) }
 
-    public func metrics() -> [TargetMetrics] { [] }
+    private func unit(_ naa: String) -> LogicalUnit? { state.withLock { $0.units[naa.lowercased()] } }
+
+    public func metrics() -> [TargetMetrics] {
+        state.withLock { state in
+            state.targets.values.sorted { $0.port.name < $1.port.name }.map { target in
+                state.sessions.values.filter { $0.iqn == target.port.name }.reduce(into: target.totals) {
+                    $0.sessions += 1
+                    $0.add($1.counters)
+                }
+            }
+        }
+    }
+
+    /// `Mutex.withLock` with a typed error.
+    func change<Result: Sendable>(
+        _ body: (inout State) throws(TargetError) -> Result
+    ) throws(TargetError) -> Result {
+        try state.withLock { state in
+            do throws(TargetError) {
+                return Swift.Result<Result, TargetError>.success(try body(&state))
+            } catch {
+                return .failure(error)
+            }
+        }.get()
+    }
+}
+
+extension TargetMetrics {
+    mutating func add(_ counters: SessionCounters) {
+        commands += counters.commands
+        failedCommands += counters.failedCommands
+        bytesRead += counters.bytesRead
+        bytesWritten += counters.bytesWritten
+    }
+}
+
+extension TargetRegistry.State {
+    /// Forgets a unit that no target maps any more.
+    fileprivate mutating func releaseUnit(_ unit: LogicalUnit) {
+        let isMapped = targets.values.contains { $0.luns.values.contains { $0 === unit } }
+        if !isMapped { units[unit.identity.naa] = nil }
+    }
+
+    /// Takes sessions out of the list, their counts into their targets' totals.
+    mutating func takeSessions(_ isWanted: (LiveSession) -> Bool) -> [LiveSession] {
+        let taken = sessions.values.filter(isWanted)
+        for session in taken {
+            sessions[session.id] = nil
+            targets[session.iqn]?.totals.add(session.counters)
+        }
+        return taken
+    }
+}
+
+extension InitiatorRule {
+    func normalized() throws(TargetError) -> InitiatorRule {
+        guard case .named(let name) = self else { return self }
+        guard let normalized = ISCSIName.normalized(name) else { throw .invalidName(name) }
+        return .named(normalized)
+    }
+
+    fileprivate var sortKey: String {
+        switch self {
+        case .any: ""
+        case .named(let name): name
+        }
+    }
 }

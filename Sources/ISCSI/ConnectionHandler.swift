@@ -1,0 +1,356 @@
+import Logging
+import NIOCore
+import NIOPosix
+import SCSI
+
+/// Carries bytes between a TCP connection and the login machine, then the session. Everything that decides something
+/// is in those two; this is the edge to NIO.
+final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
+    typealias InboundIn = ByteBuffer
+    typealias OutboundOut = ByteBuffer
+
+    private enum Phase {
+        case login(LoginMachine)
+        /// Waits for the session that this one replaces to let go of its devices.
+        case opening(LoginMachine, LoginOutcome, LiveSession)
+        case session(Session, LiveSession)
+        case closed
+    }
+
+    private let server: ServerContext
+    private var logger: Logger
+    private var phase: Phase
+    private var context: ChannelHandlerContext?
+    /// What has come of a PDU that is not whole, or what waits for a peer that does not read.
+    private var pending = ByteBuffer()
+    /// Bytes that `pending` must have before it is worth another look.
+    private var needed = BasicHeader.byteCount
+    private var isReading = true
+    private var timer: RepeatedTask?
+    private var deadline: Scheduled<Void>?
+    private var replaceCompletions: [@Sendable () -> Void] = []
+    private var counters = SessionCounters()
+    private var loginFraming: PDUFraming
+    private var isInLogin = true
+
+    private(set) var isWritable = true
+
+    init(server: ServerContext, logger: Logger) {
+        self.server = server
+        self.logger = logger
+        let limits = server.registry.limits
+        phase = .login(LoginMachine(limits: limits, policy: server.registry, random: SystemRandom.bytes))
+        loginFraming = PDUFraming(dataSegmentLimit: limits.textBytes)
+    }
+
+    // MARK: NIO
+
+    func handlerAdded(context: ChannelHandlerContext) {
+        self.context = context
+        let bound = NIOLoopBound(self, eventLoop: context.eventLoop)
+        deadline = context.eventLoop.scheduleTask(in: .seconds(server.registry.limits.loginSeconds)) {
+            bound.value.loginTimedOut()
+        }
+    }
+
+    func handlerRemoved(context: ChannelHandlerContext) {
+        self.context = nil
+    }
+
+    func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+        var incoming = unwrapInboundIn(data)
+        if pending.readableBytes == 0 { consume(&incoming) }
+        while incoming.readableBytes > 0 {
+            // Only the PDU that was cut is put together; those behind it are handled where they are.
+            let missing = isReading ? max(needed - pending.readableBytes, 1) : incoming.readableBytes
+            if var part = incoming.readSlice(length: min(missing, incoming.readableBytes)) {
+                pending.writeBuffer(&part)
+            }
+            guard isReading, pending.readableBytes >= needed else { continue }
+            consume(&pending)
+            if pending.readableBytes == 0 {
+                pending.clear()
+                consume(&incoming)
+            }
+        }
+    }
+
+    func channelReadComplete(context: ChannelHandlerContext) {
+        if case .session(let session, _) = phase { session.flush() }
+    }
+
+    func channelWritabilityChanged(context: ChannelHandlerContext) {
+        isWritable = context.channel.isWritable
+        if isWritable { resume() }
+    }
+
+    func channelInactive(context: ChannelHandlerContext) {
+        ended()
+    }
+
+    func errorCaught(context: ChannelHandlerContext, error: any Error) {
+        // A reset connection is the peer's way to go; the log line is written where the connection ends.
+        context.close(promise: nil)
+    }
+
+    // MARK: Input
+
+    private func consume(_ buffer: inout ByteBuffer) {
+        while buffer.readableBytes > 0 {
+            switch phase {
+            case .login:
+                guard consumeLogin(&buffer) else { return }
+            case .session(let session, _):
+                let result = buffer.withUnsafeReadableBytes { session.receive($0) }
+                buffer.moveReaderIndex(forwardBy: result.used)
+                needed = result.needed
+                if !isWritable { setReading(false) }
+                return
+            case .opening: return
+            case .closed:
+                buffer.clear()
+                return
+            }
+        }
+    }
+
+    /// - Returns: whether there may be more to do with what is left.
+    private func consumeLogin(_ buffer: inout ByteBuffer) -> Bool {
+        guard case .login(var machine) = phase else { return false }
+        switch buffer.withUnsafeReadableBytes({ loginFraming.next($0) }) {
+        case .needs(let count):
+            needed = count
+            return false
+        case .failed(let error):
+            refused(LoginFailure(status: .initiatorError, message: "it sent no iSCSI login (\(error))"), machine)
+            close("no login")
+            return false
+        case .frame(let frame):
+            let start = buffer.readerIndex
+            let data = buffer.getBytes(at: start + frame.data.lowerBound, length: frame.data.count) ?? []
+            buffer.moveReaderIndex(forwardBy: frame.byteCount)
+            needed = BasicHeader.byteCount
+            let step = machine.receive(frame.header, data)
+            phase = .login(machine)
+            perform(step, machine)
+            return true
+        }
+    }
+
+    private func perform(_ step: LoginMachine.Step, _ machine: LoginMachine) {
+        switch step {
+        case .respond(let header, let text): write(header, text)
+        case .open(let outcome): open(outcome, machine)
+        case .fail(let header, let failure):
+            write(header, [])
+            refused(failure, machine)
+            close("its login was refused")
+        case .drop(let failure):
+            refused(failure, machine)
+            close("no login")
+        }
+    }
+
+    private func refused(_ failure: LoginFailure, _ machine: LoginMachine) {
+        server.registry.loginRefused(target: machine.wantedTarget)
+        logger.warning("iSCSI login refused: \(failure.message)")
+    }
+
+    // MARK: From login to session
+
+    private func open(_ outcome: LoginOutcome, _ machine: LoginMachine) {
+        guard let context else { return }
+        let result = server.registry.open(
+            outcome, address: Self.text(context.remoteAddress), counters: counters, control: control(context))
+        switch result {
+        case .failure(let failure):
+            var machine = machine
+            perform(machine.refuse(failure), machine)
+        case .success(let (session, replaced)):
+            phase = .opening(machine, outcome, session)
+            guard let old = replaced.first else {
+                opened()
+                return
+            }
+            logger.info("iSCSI session of \(session.initiatorPort.name) on \(session.iqn) is being replaced")
+            let bound = NIOLoopBound(self, eventLoop: context.eventLoop)
+            let loop = context.eventLoop
+            old.control.replace { loop.execute { bound.value.opened() } }
+        }
+    }
+
+    private func opened() {
+        guard case .opening(var machine, let outcome, let live) = phase, let context else { return }
+        leftLogin()
+        let (header, text) = machine.accept(tsih: live.tsih)
+        write(header, text)
+        let directory = TargetDirectory(
+            registry: server.registry, iqn: live.iqn, advertisedPortals: server.advertisedPortals)
+        let session = Session(
+            outcome: outcome, limits: server.registry.limits, counters: counters, directory: directory,
+            localAddress: Self.text(context.localAddress), transport: self)
+        phase = .session(session, live)
+        let what = live.iqn.isEmpty ? "for discovery" : "to \(live.iqn)"
+        let how = outcome.user.map { " as CHAP user \($0)" } ?? ""
+        logger.info("iSCSI initiator \(live.initiatorPort.name) logged in \(what)\(how) from \(live.address)")
+        let bound = NIOLoopBound(self, eventLoop: context.eventLoop)
+        timer = context.eventLoop.scheduleRepeatedTask(initialDelay: .seconds(1), delay: .seconds(1)) { _ in
+            bound.value.tick()
+        }
+        consume(&pending)
+        session.flush()
+    }
+
+    private func control(_ context: ChannelHandlerContext) -> SessionControl {
+        let bound = NIOLoopBound(self, eventLoop: context.eventLoop)
+        let loop = context.eventLoop
+        return SessionControl(
+            drop: { reason in loop.execute { bound.value.drop(reason) } },
+            requestLogout: { seconds in
+                loop.execute {
+                    if case .session(let session, _) = bound.value.phase { session.requestLogout(seconds: seconds) }
+                }
+            },
+            replace: { completion in
+                loop.execute {
+                    bound.value.replaceCompletions.append(completion)
+                    bound.value.close("the initiator opened it anew")
+                }
+            })
+    }
+
+    private func leftLogin() {
+        deadline?.cancel()
+        guard isInLogin else { return }
+        isInLogin = false
+        server.connectionLeftLogin()
+    }
+
+    private func loginTimedOut() {
+        guard isInLogin else { return }
+        logger.warning("iSCSI login from \(Self.text(context?.remoteAddress)) took too long")
+        close("its login took too long")
+    }
+
+    private func drop(_ reason: String) {
+        if case .session(let session, _) = phase { session.announceDrop(reason) } else { close(reason) }
+    }
+
+    private func tick() {
+        if case .session(let session, _) = phase {
+            session.tick(Int64(NIODeadline.now().uptimeNanoseconds / 1_000_000_000))
+        }
+    }
+
+    // MARK: The end
+
+    private func ended() {
+        leftLogin()
+        timer?.cancel()
+        switch phase {
+        case .session(let session, let live):
+            session.tearDown()
+            server.registry.closed(live)
+            logger.info("iSCSI session of \(live.initiatorPort.name) \(live.iqn) ended")
+            released(session)
+            // Operations that still run keep the session until they are done.
+            if !session.running.isEmpty { return }
+        case .opening(_, _, let live): server.registry.closed(live)
+        case .login, .closed: break
+        }
+        phase = .closed
+        for completion in replaceCompletions { completion() }
+        replaceCompletions = []
+    }
+
+    /// Calls back those who wait for the session's operations, when there are none.
+    private func released(_ session: Session) {
+        guard session.running.isEmpty else { return }
+        for completion in replaceCompletions { completion() }
+        replaceCompletions = []
+    }
+
+    // MARK: SessionTransport
+
+    func send(_ output: inout ByteBuffer) {
+        context?.writeAndFlush(wrapOutboundOut(output), promise: nil)
+        output.clear()
+    }
+
+    func run(_ operation: BlockingOperation, _ activity: CommandActivity, token: UInt64) {
+        guard let context else { return }
+        let bound = NIOLoopBound(self, eventLoop: context.eventLoop)
+        let loop = context.eventLoop
+        server.run(operation, activity) { end in
+            loop.execute { bound.value.finished(token, end) }
+        }
+    }
+
+    private func finished(_ token: UInt64, _ end: CommandEnd) {
+        guard case .session(let session, _) = phase else { return }
+        session.blockingFinished(token, end)
+        if session.isClosing { released(session) }
+    }
+
+    func drainCallback(token: UInt64) -> @Sendable () -> Void {
+        guard let context else { return {} }
+        let bound = NIOLoopBound(self, eventLoop: context.eventLoop)
+        let loop = context.eventLoop
+        return {
+            loop.execute {
+                if case .session(let session, _) = bound.value.phase { session.drained(token) }
+            }
+        }
+    }
+
+    func close(_ reason: String) {
+        logger.debug("iSCSI connection closes: \(reason)")
+        if let context {
+            context.close(promise: nil)
+        } else {
+            ended()
+        }
+    }
+
+    // MARK: Flow
+
+    /// The peer reads again: what waited is sent, then what it said meanwhile is heard.
+    private func resume() {
+        guard case .session(let session, _) = phase else { return }
+        session.flush()
+        guard isWritable, !isReading else { return }
+        setReading(true)
+        if pending.readableBytes >= needed { consume(&pending) }
+        if pending.readableBytes == 0 { pending.clear() }
+        session.flush()
+    }
+
+    private func setReading(_ reads: Bool) {
+        guard reads != isReading else { return }
+        isReading = reads
+        _ = context?.channel.setOption(.autoRead, value: reads)
+    }
+
+    private func write(_ header: BasicHeader, _ text: [UInt8]) {
+        guard let context else { return }
+        var buffer = context.channel.allocator.buffer(capacity: BasicHeader.byteCount + paddedLength(text.count))
+        header.write(to: &buffer)
+        buffer.writeBytes(text)
+        buffer.writeRepeatingByte(0, count: paddedLength(text.count) - text.count)
+        context.writeAndFlush(wrapOutboundOut(buffer), promise: nil)
+    }
+
+    /// `address:port`, with brackets around an IPv6 address.
+    private static func text(_ address: SocketAddress?) -> String {
+        guard let address, let host = address.ipAddress, let port = address.port else { return "unknown" }
+        return host.utf8.contains(UInt8(ascii: ":")) ? "[\(host)]:\(port)" : "\(host):\(port)"
+    }
+}
+
+/// The operating system's random numbers.
+enum SystemRandom {
+    static let bytes: @Sendable (Int) -> [UInt8] = { count in
+        var generator = SystemRandomNumberGenerator()
+        return (0..<count).map { _ in UInt8.random(in: .min ... .max, using: &generator) }
+    }
+}

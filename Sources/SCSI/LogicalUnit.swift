@@ -1,0 +1,291 @@
+public import BlockIO
+import Synchronization
+
+/// A SAM-5 logical unit of device type 00h (SBC-3) over a block device.
+///
+/// The transport calls ``begin(_:activity:)`` for a command, moves the data it is told to, and answers. All calls are
+/// thread-safe. State that several I_T nexuses share (reservations, mode pages, unit attentions) is held under one
+/// short lock; no device call is made while it is held.
+public final class LogicalUnit: Sendable {
+    public let device: any BlockDevice
+    public let identity: LogicalUnitIdentity
+    /// Exported read-only, whatever the device allows.
+    public let isReadOnly: Bool
+    public let limits: LogicalUnitLimits
+    let state = Mutex(State())
+
+    struct State: ~Copyable {
+        var nexuses: [LogicalUnitNexus] = []
+        var running = RunningOperations()
+        var modes = ModeParameters()
+        /// RESERVE(6) (SPC-2); identified by its object.
+        var reservedBy: LogicalUnitNexus?
+        var persistent = PersistentReservations()
+        var preventers: [LogicalUnitNexus] = []
+    }
+
+    /// - Parameter isReadOnly: refuse writes even where the device would take them.
+    public init(
+        device: any BlockDevice, identity: LogicalUnitIdentity, isReadOnly: Bool = false,
+        limits: LogicalUnitLimits = .init()
+    ) {
+        self.device = device
+        self.identity = identity
+        self.isReadOnly = isReadOnly
+        self.limits = limits
+    }
+
+    /// Bytes of a logical block.
+    public var blockBytes: Int { device.geometry.logicalBlockBytes }
+    var blockCount: UInt64 { device.sizeBytes / UInt64(blockBytes) }
+    var isWriteProtected: Bool { isReadOnly || device.isReadOnly }
+
+    /// The D_SENSE bit: whether sense data goes out in descriptor format.
+    public var usesDescriptorSense: Bool { state.withLock { $0.modes.descriptorSense } }
+
+    // MARK: I_T nexuses
+
+    /// Discards REPORTED LUNS DATA HAS CHANGED for a nexus that has just read the list.
+    public func clearLUNsChanged(for nexus: LogicalUnitNexus) {
+        state.withLock { _ in nexus.clear(.lunsChanged) }
+    }
+
+    /// Makes the logical unit known to a new I_T nexus.
+    public func attach(initiatorPort: InitiatorPort, targetPort: TargetPort) -> LogicalUnitNexus {
+        let nexus = LogicalUnitNexus(unit: self, initiatorPort: initiatorPort, targetPort: targetPort)
+        state.withLock { $0.nexuses.append(nexus) }
+        return nexus
+    }
+
+    /// Ends an I_T nexus: its commands are aborted, its RESERVE(6) reservation and its PREVENT end; persistent
+    /// reservations stay.
+    public func detach(_ nexus: LogicalUnitNexus) {
+        state.withLock { state in
+            nexus.isDetached = true
+            nexus.generation &+= 1
+            state.nexuses.removeAll { $0 === nexus }
+            state.preventers.removeAll { $0 === nexus }
+            if state.reservedBy === nexus { state.reservedBy = nil }
+        }
+    }
+
+    // MARK: Unit attentions
+
+    /// Tells every I_T nexus, or all but one, about an event with its next command.
+    public func raise(_ attention: AdditionalSense, except: LogicalUnitNexus? = nil) {
+        state.withLock { state in
+            for nexus in state.nexuses where nexus !== except { nexus.raise(attention) }
+        }
+    }
+
+    /// Tells every I_T nexus that goes through one target.
+    public func raise(_ attention: AdditionalSense, targetName: String) {
+        state.withLock { state in
+            for nexus in state.nexuses where nexus.targetPort.name == targetName { nexus.raise(attention) }
+        }
+    }
+
+    /// Ends every I_T nexus that goes through one target: the unit is not mapped there any more.
+    public func detachAll(targetName: String) {
+        let ended = state.withLock { state in state.nexuses.filter { $0.targetPort.name == targetName } }
+        for nexus in ended { detach(nexus) }
+    }
+
+    // MARK: Task management
+
+    /// ABORT TASK SET and ABORT TASK: no operation of this nexus that had begun takes effect after `completion`.
+    public func abortTaskSet(of nexus: LogicalUnitNexus, completion: @escaping @Sendable () -> Void) {
+        let isDone = state.withLock { state in
+            nexus.generation &+= 1
+            return state.running.drain(completion)
+        }
+        if isDone { completion() }
+    }
+
+    /// CLEAR TASK SET: the commands of all nexuses are aborted; the others learn of it (2F/00).
+    public func clearTaskSet(by nexus: LogicalUnitNexus, completion: @escaping @Sendable () -> Void) {
+        let isDone = state.withLock { state in
+            for other in state.nexuses {
+                other.generation &+= 1
+                if other !== nexus { other.raise(.commandsClearedByAnother) }
+            }
+            return state.running.drain(completion)
+        }
+        if isDone { completion() }
+    }
+
+    /// LOGICAL UNIT RESET (SAM-5 6.3.3): aborts all commands, ends RESERVE(6) and PREVENT, and tells every nexus.
+    public func reset(completion: @escaping @Sendable () -> Void) {
+        let isDone = state.withLock { state in
+            for nexus in state.nexuses {
+                nexus.generation &+= 1
+                nexus.raise(.busDeviceReset)
+            }
+            state.reservedBy = nil
+            state.preventers = []
+            state.modes = ModeParameters()
+            return state.running.drain(completion)
+        }
+        if isDone { completion() }
+    }
+
+    // MARK: Running operations
+
+    /// Counts an operation in, unless its command was aborted.
+    func enter(_ activity: CommandActivity) throws(CommandEnd) -> RunningOperations.Slot {
+        let slot: RunningOperations.Slot? = state.withLock { state in
+            activity.nexus.generation == activity.generation ? state.running.enter() : nil
+        }
+        guard let slot else { throw .aborted }
+        return slot
+    }
+
+    func leave(_ slot: RunningOperations.Slot) {
+        let finished = state.withLock { $0.running.leave(slot) }
+        for completion in finished { completion() }
+    }
+}
+
+/// One command as far as abort is concerned: it is aborted when its nexus has moved on to another generation.
+public struct CommandActivity: Sendable {
+    public let nexus: LogicalUnitNexus
+    public let generation: UInt32
+
+    init(nexus: LogicalUnitNexus, generation: UInt32) {
+        self.nexus = nexus
+        self.generation = generation
+    }
+
+    public var unit: LogicalUnit { nexus.unit }
+
+    /// Whether another command or the end of the nexus aborted it.
+    public var isAborted: Bool { unit.state.withLock { _ in nexus.generation != generation } }
+}
+
+/// The initiator's end of an I_T nexus: iSCSI name and ISID (RFC 7143 4.4.2).
+public struct InitiatorPort: Sendable, Hashable {
+    public let name: String
+    /// The 48-bit initiator session identifier.
+    public let isid: UInt64
+
+    public init(name: String, isid: UInt64) {
+        self.name = name
+        self.isid = isid
+    }
+}
+
+/// The target's end: its iSCSI name, portal group tag and relative port identifier.
+public struct TargetPort: Sendable, Hashable {
+    public let name: String
+    public let groupTag: UInt16
+    public let relativeIdentifier: UInt16
+
+    public init(name: String, groupTag: UInt16, relativeIdentifier: UInt16) {
+        self.name = name
+        self.groupTag = groupTag
+        self.relativeIdentifier = relativeIdentifier
+    }
+}
+
+/// What a logical unit keeps for one I_T nexus.
+///
+/// SAFETY: the variables are read and written only under the lock of ``unit``.
+public final class LogicalUnitNexus: @unchecked Sendable {
+    public let unit: LogicalUnit
+    public let initiatorPort: InitiatorPort
+    public let targetPort: TargetPort
+    fileprivate(set) var generation: UInt32 = 0
+    fileprivate(set) var isDetached = false
+    private var attentions: [AdditionalSense] = []
+
+    /// Unit attentions that may wait for one nexus.
+    static let attentionLimit = 16
+
+    init(unit: LogicalUnit, initiatorPort: InitiatorPort, targetPort: TargetPort) {
+        self.unit = unit
+        self.initiatorPort = initiatorPort
+        self.targetPort = targetPort
+    }
+
+    /// Aborts every command of the nexus that has begun; under the unit's lock.
+    func abortCommands() { generation &+= 1 }
+
+    func raise(_ attention: AdditionalSense) {
+        if !attentions.contains(attention), attentions.count < Self.attentionLimit { attentions.append(attention) }
+    }
+
+    func takeAttention() -> AdditionalSense? { attentions.isEmpty ? nil : attentions.removeFirst() }
+
+    func clear(_ attention: AdditionalSense) { attentions.removeAll { $0 == attention } }
+
+    var hasAttention: Bool { !attentions.isEmpty }
+}
+
+/// Limits that VPD page B0 tells initiators, in logical blocks unless said otherwise.
+public struct LogicalUnitLimits: Sendable {
+    /// Bytes of one READ or WRITE.
+    public var transferBytes = 16 << 20
+    /// Bytes of one COMPARE AND WRITE (each half).
+    public var compareAndWriteBytes = 64 << 10
+    /// Descriptors of one UNMAP.
+    public var unmapDescriptors = 256
+    /// Bytes of one UNMAP.
+    public var unmapBytes: UInt64 = 1 << 40
+    /// Bytes of one WRITE SAME.
+    public var writeSameBytes: UInt64 = 4 << 30
+    /// Bytes that UNMAP handles on the caller's thread; more goes to a thread that may wait.
+    public var inlineUnmapBytes: UInt64 = 1 << 20
+    /// Bytes of any parameter list.
+    public var parameterListBytes = 64 << 10
+
+    public init() {}
+}
+
+/// Which operations are touching the device, so that an abort can be answered when none of the aborted ones is.
+struct RunningOperations: ~Copyable {
+    struct Slot { fileprivate let index: Int }
+
+    private var counts = (0, 0)
+    private var current = 0
+    /// Waiting for the slot that is not current to become empty.
+    private var draining: [@Sendable () -> Void] = []
+    /// Came while another drain was under way.
+    private var queued: [@Sendable () -> Void] = []
+
+    mutating func enter() -> Slot {
+        if current == 0 { counts.0 += 1 } else { counts.1 += 1 }
+        return Slot(index: current)
+    }
+
+    /// Returns what was waiting for this operation.
+    mutating func leave(_ slot: Slot) -> [@Sendable () -> Void] {
+        if slot.index == 0 { counts.0 -= 1 } else { counts.1 -= 1 }
+        guard !draining.isEmpty, count(of: 1 - current) == 0 else { return [] }
+        var finished = draining
+        draining = []
+        if !queued.isEmpty {
+            if counts == (0, 0) {
+                finished += queued
+            } else {
+                draining = queued
+                current = 1 - current
+            }
+            queued = []
+        }
+        return finished
+    }
+
+    /// True when nothing runs; else `completion` is returned by the ``leave(_:)`` of the last running operation.
+    mutating func drain(_ completion: @escaping @Sendable () -> Void) -> Bool {
+        if counts == (0, 0) { return true }
+        if draining.isEmpty {
+            draining.append(completion)
+            current = 1 - current
+        } else {
+            queued.append(completion)
+        }
+        return false
+    }
+
+    private func count(of index: Int) -> Int { index == 0 ? counts.0 : counts.1 }
+}
