@@ -17,10 +17,10 @@ extension SnapshotSaga {
     private func holdOrders(_ layer: QuiesceLayer) -> [HoldOrder] {
         let usable = (group?.members ?? []).filter { $0.resource.layer == layer && blocked[$0.key] == nil }
         let byPlugin = Dictionary(grouping: usable) { [$0.agent, $0.resource.plugin] }
-        return byPlugin.sorted { $0.key.lexicographicallyPrecedes($1.key) }.map { key, members in
+        return byPlugin.sorted { $0.key.lexicographicallyPrecedes($1.key) }.enumerated().map { index, group in
             HoldOrder(
-                holdID: "\(plan.sagaID)-\(layer.rawValue)-\(key[0])-\(key[1])", agent: key[0], plugin: key[1],
-                layer: layer, members: members, lease: plan.lease)
+                holdID: "\(plan.sagaID)-\(layer.rawValue)-\(index)", agent: group.key[0], plugin: group.key[1],
+                layer: layer, members: group.value, lease: plan.lease)
         }
     }
 

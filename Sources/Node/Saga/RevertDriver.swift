@@ -1,17 +1,236 @@
-public import API
+import API
+import Foundation
+import Logging
+import Protection
 
 /// Runs revert sagas, and their undo.
-public final class RevertDriver: Sendable {
-    let effects: SagaEffects
+final class RevertDriver: Sendable {
+    private let effects: SagaEffects
+    private let ended = EndedSagas()
 
-    public init(effects: SagaEffects) { self.effects = effects }
+    init(effects: SagaEffects) { self.effects = effects }
 
-    /// Puts volumes back to what a snapshot holds; `dryRun` says what would be done. Throws ``APIFailure``: then the
-    /// volumes hold what they held before.
-    public func run(request: RevertRequest, report: any SagaReporting) async throws -> RevertResult {
-        throw APIFailure(status: 501, code: "notImplemented", message: "The revert's driver is not there yet")
+    /// Puts volumes back to what a snapshot holds; `dryRun` says what would be done. Throws ``API/APIFailure``: then
+    /// the volumes hold what they held before.
+    func run(request: RevertRequest, report: any SagaReporting) async throws -> RevertResult {
+        guard !request.volumes.isEmpty else { throw APIFailure.invalid("a revert needs at least one volume") }
+        guard Set(request.volumes).count == request.volumes.count else {
+            throw APIFailure.invalid("a volume is named twice")
+        }
+        let volumes = Set(request.volumes)
+        try await effects.reservations.acquire(volumes)
+        do {
+            let result = try await runReserved(request, report)
+            await effects.reservations.release(volumes)
+            return result
+        } catch {
+            await effects.reservations.release(volumes)
+            throw error
+        }
     }
 
-    /// Ends what a former process left open: brings back what was stopped, whether the swap had happened or not.
-    public func recoverAfterRestart() async -> [RecoveredSaga] { [] }
+    private func runReserved(_ request: RevertRequest, _ report: any SagaReporting) async throws -> RevertResult {
+        await ended.forgetOld(effects)
+        let (volumes, snapshot, taken) = try await resolve(request)
+        let isDriven = request.drive ?? false
+        let plan = RevertPlan(
+            sagaID: UUID().uuidString.lowercased(), volumes: request.volumes, snapshotID: snapshot.id,
+            snapshotName: snapshot.name, keepID: UUID().uuidString.lowercased(),
+            keepName: SnapshotNames.unused(
+                for: request.volumes[0], at: effects.clock, mark: "before-revert-", taken: taken),
+            isDriven: isDriven, agents: isDriven ? try await effects.candidates() : [])
+        if request.dryRun ?? false { return await rehearse(plan, volumes) }
+        let run = RevertRun(
+            plan: plan, volumes: volumes, artifacts: Self.artifacts(of: snapshot, for: volumes), effects: effects,
+            report: report)
+        let (outcome, isClosed) = await run.run()
+        if isClosed { ended.add(plan.sagaID) }
+        switch outcome {
+        case .failed(let failure): throw APIFailure(failure)
+        case .reverted(let steps): return Self.result(plan, steps)
+        }
+    }
+
+    private static func result(_ plan: RevertPlan, _ steps: [String]) -> RevertResult {
+        RevertResult(
+            volumes: plan.volumes, revertedTo: plan.snapshotName, keptSnapshot: plan.keepID, steps: steps)
+    }
+
+    /// What a restore may need of the snapshot's members on these volumes: by agent, then by `plugin/resource`.
+    private static func artifacts(
+        of snapshot: SagaSnapshot, for volumes: [SagaVolume]
+    ) -> [String: [String: [String: String]]] {
+        let names = Set(volumes.map(\.name))
+        var artifacts: [String: [String: [String: String]]] = [:]
+        for member in SnapshotAttributes(bytes: snapshot.attributes)?.evidence?.members ?? [] {
+            guard !member.artifacts.isEmpty, !names.isDisjoint(with: member.volumes) else { continue }
+            artifacts[member.agent, default: [:]]["\(member.plugin)/\(member.resource)"] = member.artifacts
+        }
+        return artifacts
+    }
+
+    // MARK: Plan
+
+    private func resolve(
+        _ request: RevertRequest
+    ) async throws -> (volumes: [SagaVolume], snapshot: SagaSnapshot, taken: Set<String>) {
+        let pool = effects.pool
+        let (all, snapshots) = try await effects.blocking.run { (pool.volumes(), pool.snapshots()) }
+        let volumes = try request.volumes.map { name in
+            guard let volume = all.first(where: { $0.name == name }) else { throw APIFailure.unknown("volume", name) }
+            return volume
+        }
+        let taken = Set(snapshots.map(\.name))
+        let shown = snapshots.filter { SnapshotAttributes(bytes: $0.attributes)?.state != .pending }
+        let group = Set(request.volumes)
+        if request.undo ?? false {
+            guard request.snapshot == nil else {
+                throw APIFailure.invalid("an undo goes to what was there before the last revert; name no snapshot")
+            }
+            let kept = shown.filter { $0.isBeforeRevert && group.isSubset(of: $0.volumes) }
+            guard let newest = kept.max(by: { $0.createdAt < $1.createdAt }) else {
+                throw APIFailure.conflict(
+                    "nothingToUndo", "no revert of \(request.volumes.joined(separator: ", ")) is kept",
+                    hint: "stillpoint snapshot list VOLUME shows what there is to go back to")
+            }
+            return (volumes, newest, taken)
+        }
+        guard let wanted = request.snapshot else { throw APIFailure.invalid("say which snapshot to revert to") }
+        guard let snapshot = shown.first(where: { $0.id == wanted }) ?? shown.first(where: { $0.name == wanted }) else {
+            throw APIFailure.unknown("snapshot", wanted)
+        }
+        if let outside = request.volumes.first(where: { !snapshot.volumes.contains($0) }) {
+            throw APIFailure(
+                status: 409, code: "notAMember",
+                message: "the snapshot \"\(snapshot.name)\" has no \"\(outside)\" in it",
+                hint: "Its members are \(snapshot.volumes.joined(separator: ", "))")
+        }
+        return (volumes, snapshot, taken)
+    }
+
+    /// What would be done, and what stands in its way.
+    private func rehearse(_ plan: RevertPlan, _ volumes: [SagaVolume]) async -> RevertResult {
+        var steps: [String] = []
+        let references = volumes.map { VolumeReference(name: $0.name, naa: $0.naa) }
+        for agent in plan.agents {
+            do {
+                let answer = try await effects.agents.discover(
+                    agent.name, DiscoverRequest(volumes: references), timeoutSeconds: RevertRun.discoverSeconds)
+                for resource in answer.resources {
+                    steps.append("would stop \(resource.label) on agent \(agent.name), and bring it back after")
+                }
+            } catch {
+                steps.append("agent \(agent.name) does not answer: \(AgentCallFailure(error).text)")
+            }
+        }
+        for volume in volumes {
+            for session in effects.guarding.sessions(naa: volume.naa) {
+                let what = plan.isDriven ? "would wait for its end" : "would refuse"
+                steps.append("\(session.initiator) (\(session.address)) has a session to \(volume.name): \(what)")
+            }
+        }
+        steps.append("would keep what \(plan.volumes.joined(separator: ", ")) hold now as \(plan.keepName)")
+        steps.append("would revert \(plan.volumes.joined(separator: ", ")) to \(plan.snapshotName)")
+        return RevertResult(volumes: plan.volumes, revertedTo: plan.snapshotName, keptSnapshot: nil, steps: steps)
+    }
+
+    // MARK: Recovery
+
+    /// Ends what a former process left open: brings back what was stopped, whether the swap had happened or not. The
+    /// answer has an entry for each saga whose job may not know yet how it ended.
+    func recoverAfterRestart() async -> [RecoveredSaga] {
+        let entries: [SagaJournalEntry]
+        do {
+            entries = try await effects.journal.entries()
+        } catch {
+            effects.logger.error("the saga journal cannot be read; nothing is recovered: \(error)")
+            return []
+        }
+        let groups = Dictionary(grouping: entries.filter { $0.kind == .revert }, by: \.sagaID)
+        return await withTaskGroup(of: RecoveredSaga?.self, returning: [RecoveredSaga].self) { group in
+            for (sagaID, entries) in groups { group.addTask { await self.recover(sagaID, entries) } }
+            var recovered: [RecoveredSaga] = []
+            for await saga in group {
+                if let saga { recovered.append(saga) }
+            }
+            return recovered.sorted { $0.sagaID < $1.sagaID }
+        }
+    }
+
+    private func recover(_ sagaID: String, _ entries: [SagaJournalEntry]) async -> RecoveredSaga? {
+        let jobID = entries.first?.jobID ?? ""
+        do {
+            let records = try entries.map { try $0.decoded(RevertRecord.self) }
+            guard let saga = OpenRevert(records: records) else {
+                ended.add(sagaID)
+                return nil
+            }
+            let pool = effects.pool
+            let (volumes, snapshots) = try await effects.blocking.run { (pool.volumes(), pool.snapshots()) }
+            // The swap is one record: what it kept is there, or nothing has happened.
+            let isSwapped = snapshots.contains { $0.id == saga.plan.keepID }
+            if !saga.isDone {
+                let reserved = Set(saga.plan.volumes)
+                try await effects.reservations.acquire(reserved)
+                let own = volumes.filter { reserved.contains($0.name) }
+                let target = isSwapped ? snapshots.first { $0.id == saga.plan.snapshotID } : nil
+                await finish(saga, own, target.map { Self.artifacts(of: $0, for: own) } ?? [:])
+                await effects.reservations.release(reserved)
+                try await close(saga, isSwapped: isSwapped, jobID: jobID)
+            }
+            ended.add(sagaID)
+            let outcome: RecoveredSaga.Outcome =
+                isSwapped
+                ? .reverted(Self.result(saga.plan, ["the node was stopped meanwhile; its recovery ended the revert"]))
+                : .failed(APIFailure(saga.failure ?? Self.interrupted(saga.plan)))
+            return RecoveredSaga(sagaID: sagaID, jobID: jobID, outcome: outcome)
+        } catch {
+            effects.logger.error("a revert cannot be recovered: \(error)", metadata: ["saga": "\(sagaID)"])
+            return RecoveredSaga(sagaID: sagaID, jobID: jobID, outcome: .failed(.from(error)))
+        }
+    }
+
+    private static func interrupted(_ plan: RevertPlan) -> SagaFailure {
+        SagaFailure(
+            .interrupted, "The node was stopped before it reverted \(plan.volumes.joined(separator: ", "))",
+            hint: "The volumes hold what they held, and what was stopped is brought back; revert again")
+    }
+
+    private func close(_ saga: OpenRevert, isSwapped: Bool, jobID: String) async throws {
+        let record = RevertRecord(
+            sequence: saga.nextSequence, step: .done, body: .done(isSwapped ? nil : Self.interrupted(saga.plan)))
+        try await effects.journal.append(
+            try SagaJournalEntry(record, sagaID: saga.plan.sagaID, jobID: jobID))
+    }
+
+    private static let finishSeconds: Int64 = 60
+    private static let retryNanoseconds: Int64 = 1_000_000_000
+
+    /// Tries for a minute to have everything brought back.
+    private func finish(
+        _ saga: OpenRevert, _ volumes: [SagaVolume], _ artifacts: [String: [String: [String: String]]]
+    ) async {
+        let references = volumes.map { VolumeReference(name: $0.name, naa: $0.naa) }
+        let giveUpAt = effects.clock.monotonicNanoseconds() + Self.finishSeconds * 1_000_000_000
+        for agent in saga.preparedAgents {
+            let request = RestoreRequest(
+                restoreID: saga.plan.sagaID, volumes: references, artifacts: artifacts[agent] ?? [:])
+            while true {
+                do {
+                    _ = try await effects.agents.finishRestore(
+                        agent, request, timeoutSeconds: RevertRun.agentSeconds)
+                    break
+                } catch {
+                    effects.logger.warning("agent \(agent) could not bring back what it stopped: \(error)")
+                    let now = effects.clock.monotonicNanoseconds()
+                    guard now < giveUpAt else { break }
+                    do {
+                        try await effects.clock.sleep(until: now + Self.retryNanoseconds)
+                    } catch {
+                        return
+                    }
+                }
+            }
+        }
+    }
 }

@@ -1,34 +1,35 @@
-public import API
+import API
+import Logging
 
 // What the sagas need of the world. Production adapters stand in PoolAdapter.swift and AgentAdapter.swift; tests bring
 // their own. Every protocol here is small on purpose: a saga that can be run against a simulated world is one whose
 // crashes can be tested.
 
 /// A volume as the sagas see it.
-public struct SagaVolume: Sendable, Equatable {
-    public var name: String
+struct SagaVolume: Sendable, Equatable {
+    var name: String
     /// 32 hexadecimal digits, lower case.
-    public var naa: String
+    var naa: String
 
-    public init(name: String, naa: String) {
+    init(name: String, naa: String) {
         self.name = name
         self.naa = naa
     }
 }
 
 /// A snapshot as the sagas see it.
-public struct SagaSnapshot: Sendable, Equatable {
+struct SagaSnapshot: Sendable, Equatable {
     /// Lower-case UUID text.
-    public var id: String
-    public var name: String
+    var id: String
+    var name: String
     /// Names of the member volumes.
-    public var volumes: [String]
+    var volumes: [String]
     /// Nanoseconds since 1970.
-    public var createdAt: Int64
-    public var isBeforeRevert: Bool
-    public var attributes: [UInt8]
+    var createdAt: Int64
+    var isBeforeRevert: Bool
+    var attributes: [UInt8]
 
-    public init(
+    init(
         id: String, name: String, volumes: [String], createdAt: Int64, isBeforeRevert: Bool, attributes: [UInt8]
     ) {
         self.id = id
@@ -41,7 +42,7 @@ public struct SagaSnapshot: Sendable, Equatable {
 }
 
 /// The pool, as far as the sagas touch it. Calls block the thread; the drivers make them off the cooperative pool.
-public protocol SnapshotCutting: Sendable {
+protocol SnapshotCutting: Sendable {
     func volumes() -> [SagaVolume]
     func snapshots() -> [SagaSnapshot]
     /// One record over all volumes; durable on return. Answers the birth epoch that the cut closed.
@@ -56,7 +57,7 @@ public protocol SnapshotCutting: Sendable {
 }
 
 /// The enrolled agents. Every call ends within `timeoutSeconds`, with an answer or an error.
-public protocol AgentCalling: Sendable {
+protocol AgentCalling: Sendable {
     func names() async throws -> [String]
     /// Host part of the address where an agent is called; nil when unknown.
     func host(of agent: String) async -> String?
@@ -79,7 +80,7 @@ public protocol AgentCalling: Sendable {
 }
 
 /// The target, as far as a revert touches it.
-public protocol RevertGuarding: Sendable {
+protocol RevertGuarding: Sendable {
     /// Who can reach a volume now: initiator names with their addresses (`HOST:PORT`).
     func sessions(naa: String) -> [SagaSession]
     func blockLogins(naa: String)
@@ -88,18 +89,18 @@ public protocol RevertGuarding: Sendable {
     func deviceReverted(naa: String)
 }
 
-public struct SagaSession: Sendable, Equatable, Hashable {
-    public var initiator: String
-    public var address: String
+struct SagaSession: Sendable, Equatable, Hashable {
+    var initiator: String
+    var address: String
 
-    public init(initiator: String, address: String) {
+    init(initiator: String, address: String) {
         self.initiator = initiator
         self.address = address
     }
 }
 
 /// The monotonic clock and the calendar.
-public protocol SagaClock: Sendable {
+protocol SagaClock: Sendable {
     /// Nanoseconds, monotonic.
     func monotonicNanoseconds() -> Int64
     /// Nanoseconds since 1970.
@@ -109,7 +110,7 @@ public protocol SagaClock: Sendable {
 }
 
 /// Where a saga tells what it is doing: the job. `JobHandle` conforms.
-public protocol SagaReporting: Sendable {
+protocol SagaReporting: Sendable {
     /// Journalled with the saga, so that recovery can say which job it ended.
     var jobID: String { get }
     func stepBegan(_ name: String, detail: String?) async
@@ -120,21 +121,95 @@ public protocol SagaReporting: Sendable {
 }
 
 /// A saga that a former process had left open, and how it was ended.
-public struct RecoveredSaga: Sendable {
-    public enum Outcome: Sendable {
+struct RecoveredSaga: Sendable {
+    enum Outcome: Sendable {
         /// Evidence had been journalled: the snapshot was labelled.
         case snapshot(SnapshotInfo)
         case reverted(RevertResult)
         case failed(APIFailure)
     }
 
-    public var sagaID: String
-    public var jobID: String
-    public var outcome: Outcome
+    var sagaID: String
+    var jobID: String
+    var outcome: Outcome
 
-    public init(sagaID: String, jobID: String, outcome: Outcome) {
+    init(sagaID: String, jobID: String, outcome: Outcome) {
         self.sagaID = sagaID
         self.jobID = jobID
         self.outcome = outcome
+    }
+}
+
+/// The world of the sagas in one place.
+struct SagaEffects: Sendable {
+    var pool: any SnapshotCutting
+    var agents: any AgentCalling
+    var journal: any SagaJournaling
+    var guarding: any RevertGuarding
+    var clock: any SagaClock
+    var blocking: BlockingCalls
+    /// Shared by all drivers of a node.
+    var reservations: VolumeReservations
+    var logger: Logger
+    var crashPoint: CrashPoint
+
+    init(
+        pool: any SnapshotCutting, agents: any AgentCalling, journal: any SagaJournaling,
+        guarding: any RevertGuarding, clock: any SagaClock = SystemClock(), blocking: BlockingCalls,
+        reservations: VolumeReservations, logger: Logger, crashPoint: CrashPoint = .fromEnvironment
+    ) {
+        self.pool = pool
+        self.agents = agents
+        self.journal = journal
+        self.guarding = guarding
+        self.clock = clock
+        self.blocking = blocking
+        self.reservations = reservations
+        self.logger = logger
+        self.crashPoint = crashPoint
+    }
+}
+
+/// The durable journal of the sagas; the production one is `SagaJournal` in Catalog.
+protocol SagaJournaling: Sendable {
+    /// Durable on return.
+    func append(_ entry: SagaJournalEntry) async throws
+    /// All records of the sagas that were not forgotten, each saga's in order.
+    func entries() async throws -> [SagaJournalEntry]
+    /// Forgets the records of a saga that has ended.
+    func forget(sagaID: String) async throws
+    /// How long each member took to come to rest in former sagas, in seconds, by `agent/plugin/resource`.
+    func quiesceHistory() async throws -> [String: Double]
+    func rememberQuiesce(_ seconds: [String: Double]) async throws
+    /// Names of the volumes that an agent had when it last answered; nil when it never did.
+    func lastKnownVolumes(ofAgent name: String) async throws -> Set<String>?
+    func rememberVolumes(_ volumes: Set<String>, ofAgent name: String) async throws
+}
+
+struct SagaJournalEntry: Sendable, Equatable {
+    enum Kind: String, Sendable { case snapshot, revert }
+
+    var sagaID: String
+    var kind: Kind
+    var jobID: String
+    /// From 0, without gaps.
+    var sequence: Int
+    /// The step's name, e.g. `quiesce.application`; docs/saga.md has the list.
+    var step: String
+    /// What undoes the step.
+    var compensation: String
+    /// JSON of the record of `Protection`.
+    var body: String
+
+    init(
+        sagaID: String, kind: Kind, jobID: String, sequence: Int, step: String, compensation: String, body: String
+    ) {
+        self.sagaID = sagaID
+        self.kind = kind
+        self.jobID = jobID
+        self.sequence = sequence
+        self.step = step
+        self.compensation = compensation
+        self.body = body
     }
 }

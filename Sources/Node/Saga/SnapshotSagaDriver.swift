@@ -1,89 +1,154 @@
-public import API
-public import Logging
+import API
+import Foundation
+import Logging
+import Protection
+import Synchronization
 
 /// Runs snapshot sagas: the pure machine of `Protection` against the pool, the agents and the journal.
-public final class SnapshotSagaDriver: Sendable {
+final class SnapshotSagaDriver: Sendable {
     let effects: SagaEffects
+    let limits: SagaLimits
+    /// Sagas of this process that are not over: their pending snapshots have an owner.
+    let running = Mutex<Set<String>>([])
+    let ended = EndedSagas()
 
-    public init(effects: SagaEffects) { self.effects = effects }
-
-    /// Takes a snapshot of one or several volumes in one cut. Throws ``APIFailure``; then nothing is left behind.
-    /// Cancelling the task cancels the saga until its label is being written.
-    public func run(request: SnapshotCreateRequest, report: any SagaReporting) async throws -> SnapshotInfo {
-        throw APIFailure(status: 501, code: "notImplemented", message: "The saga's driver is not there yet")
+    init(effects: SagaEffects, limits: SagaLimits = SagaLimits()) {
+        self.effects = effects
+        self.limits = limits
     }
 
-    /// Ends what a former process left open: thaws on all involved agents, deletes pending snapshots or labels them
-    /// from journalled evidence. Returns when everything is clean; call it in a task of its own before new sagas are
-    /// let in on the volumes concerned (it reserves them by itself).
-    public func recoverAfterRestart() async -> [RecoveredSaga] { [] }
-}
+    static let leaseSecondsRange = 2.0...60.0
+    static let defaultLeaseSeconds = 10.0
 
-/// The world of the sagas in one place.
-public struct SagaEffects: Sendable {
-    public var pool: any SnapshotCutting
-    public var agents: any AgentCalling
-    public var journal: any SagaJournaling
-    public var guarding: any RevertGuarding
-    public var clock: any SagaClock
-    /// Shared by all drivers of a node.
-    public var reservations: VolumeReservations
-    public var logger: Logger
+    /// Takes a snapshot of one or several volumes in one cut. Throws ``API/APIFailure``; then nothing is left behind.
+    /// Cancelling the task cancels the saga until its evidence is weighed.
+    func run(request: SnapshotCreateRequest, report: any SagaReporting) async throws -> SnapshotInfo {
+        try Self.check(request)
+        let volumes = Set(request.volumes)
+        try await effects.reservations.acquire(volumes)
+        do {
+            let info = try await runReserved(request, report)
+            await effects.reservations.release(volumes)
+            return info
+        } catch {
+            await effects.reservations.release(volumes)
+            throw error
+        }
+    }
 
-    public init(
-        pool: any SnapshotCutting, agents: any AgentCalling, journal: any SagaJournaling,
-        guarding: any RevertGuarding, clock: any SagaClock, reservations: VolumeReservations, logger: Logger
-    ) {
-        self.pool = pool
-        self.agents = agents
-        self.journal = journal
-        self.guarding = guarding
-        self.clock = clock
-        self.reservations = reservations
-        self.logger = logger
+    private func runReserved(_ request: SnapshotCreateRequest, _ report: any SagaReporting) async throws -> SnapshotInfo
+    {
+        await ended.forgetOld(effects)
+        let plan = try await plan(request)
+        _ = running.withLock { $0.insert(plan.sagaID) }
+        defer { _ = running.withLock { $0.remove(plan.sagaID) } }
+        let run = SnapshotSagaRun(plan: plan, limits: limits, effects: effects, report: report)
+        let (outcome, isClosed) = await run.run()
+        if isClosed { ended.add(plan.sagaID) }
+        switch outcome {
+        case .failed(let failure): throw APIFailure(failure)
+        case .labelled(let evidence):
+            await remember(evidence)
+            let pool = effects.pool
+            return try await effects.blocking.run { try pool.info(snapshot: plan.snapshotID) }
+        }
+    }
+
+    /// For the estimates of later sagas; a loss here is none.
+    private func remember(_ evidence: Evidence) async {
+        let seconds = evidence.members.filter(\.isProven).map { ($0.member.key.description, $0.quiesceSeconds) }
+        guard !seconds.isEmpty else { return }
+        do {
+            try await effects.journal.rememberQuiesce(Dictionary(seconds) { first, _ in first })
+        } catch {
+            effects.logger.warning("the quiet times could not be remembered: \(error)")
+        }
+    }
+
+    // MARK: Plan
+
+    private static func check(_ request: SnapshotCreateRequest) throws {
+        guard !request.volumes.isEmpty else { throw APIFailure.invalid("a snapshot needs at least one volume") }
+        guard Set(request.volumes).count == request.volumes.count else {
+            throw APIFailure.invalid("a volume is named twice")
+        }
+        if let lease = request.leaseSeconds, !leaseSecondsRange.contains(lease) {
+            throw APIFailure.invalid("leaseSeconds must be from 2 to 60, not \(lease)")
+        }
+    }
+
+    private func plan(_ request: SnapshotCreateRequest) async throws -> SnapshotPlan {
+        let pool = effects.pool
+        let (volumes, snapshots) = try await effects.blocking.run { (pool.volumes(), pool.snapshots()) }
+        for name in request.volumes where !volumes.contains(where: { $0.name == name }) {
+            throw APIFailure.unknown("volume", name)
+        }
+        let names = Set(snapshots.map(\.name))
+        if let name = request.name, names.contains(name) {
+            throw APIFailure.conflict(
+                "nameTaken", "there is a snapshot \"\(name)\" already", hint: "Choose another name")
+        }
+        let requested = ConsistencyLevel(request.consistency ?? .crash)
+        let name = request.name ?? SnapshotNames.unused(for: request.volumes[0], at: effects.clock, taken: names)
+        return SnapshotPlan(
+            sagaID: UUID().uuidString.lowercased(), snapshotID: UUID().uuidString.lowercased(), snapshotName: name,
+            volumes: request.volumes, requested: requested, policy: LevelPolicy(request.policy ?? .require),
+            lease: .seconds(request.leaseSeconds ?? Self.defaultLeaseSeconds),
+            agents: requested > .crash ? try await effects.candidates() : [],
+            history: requested > .crash ? try await effects.journal.quiesceHistory() : [:])
     }
 }
 
-/// The durable journal of the sagas; the production one is `SagaJournal` in Catalog.
-public protocol SagaJournaling: Sendable {
-    /// Durable on return.
-    func append(_ entry: SagaJournalEntry) async throws
-    /// All records of the sagas that have no final one, in order.
-    func unfinished() async throws -> [SagaJournalEntry]
-    /// Forgets the records of a saga that has ended.
-    func forget(sagaID: String) async throws
-    /// How long each member took to come to rest in former sagas, in seconds, by `agent/plugin/resource`.
-    func quiesceHistory() async throws -> [String: Double]
-    func rememberQuiesce(_ seconds: [String: Double]) async throws
-    /// Names of the volumes that an agent had when it last answered; nil when it never did.
-    func lastKnownVolumes(ofAgent name: String) async throws -> Set<String>?
-    func rememberVolumes(_ volumes: Set<String>, ofAgent name: String) async throws
+extension SagaEffects {
+    /// All enrolled agents, with what they had when they last answered.
+    func candidates() async throws -> [AgentCandidate] {
+        var candidates: [AgentCandidate] = []
+        for name in try await agents.names().sorted() {
+            candidates.append(
+                AgentCandidate(name: name, lastKnownVolumes: try await journal.lastKnownVolumes(ofAgent: name)))
+        }
+        return candidates
+    }
 }
 
-public struct SagaJournalEntry: Sendable, Equatable {
-    public enum Kind: String, Sendable { case snapshot, revert }
-
-    public var sagaID: String
-    public var kind: Kind
-    public var jobID: String
-    /// From 0, without gaps.
-    public var sequence: Int
-    /// The step's name, e.g. `quiesce.application`; docs/saga.md has the list.
-    public var step: String
-    /// What undoes the step.
-    public var compensation: String
-    /// JSON of the record of `Protection`.
-    public var body: String
-
-    public init(
-        sagaID: String, kind: Kind, jobID: String, sequence: Int, step: String, compensation: String, body: String
-    ) {
-        self.sagaID = sagaID
-        self.kind = kind
-        self.jobID = jobID
-        self.sequence = sequence
-        self.step = step
-        self.compensation = compensation
-        self.body = body
+/// Names that snapshots get where the request has none.
+enum SnapshotNames {
+    /// `VOLUME@2026-11-21T03:20:15Z`, with a number where that is taken. At most 128 bytes.
+    static func unused(
+        for volume: String, at clock: any SagaClock, mark: String = "", taken: Set<String>
+    ) -> String {
+        let seconds = Double(clock.unixNanoseconds() / 1_000_000_000)
+        let time = Date(timeIntervalSince1970: seconds).formatted(.iso8601)
+        let base = "\(volume.prefix(80))@\(mark)\(time)"
+        guard taken.contains(base) else { return base }
+        var number = 2
+        while taken.contains("\(base).\(number)") { number += 1 }
+        return "\(base).\(number)"
     }
+}
+
+/// Sagas that have ended in this process and whose records are still kept: a job's end may not be durable yet, and
+/// until it is, a restart has to be able to tell how its saga ended.
+final class EndedSagas: Sendable {
+    private static let keptSeconds: Int64 = 10
+    private let sagas = Mutex<[(id: String, at: Int64)]>([])
+
+    func add(_ id: String) { sagas.withLock { $0.append((id, Self.now)) } }
+
+    func forgetOld(_ effects: SagaEffects) async {
+        let old = sagas.withLock { sagas in
+            let limit = Self.now - Self.keptSeconds
+            defer { sagas.removeAll { $0.at < limit } }
+            return sagas.filter { $0.at < limit }.map(\.id)
+        }
+        for id in old {
+            do {
+                try await effects.journal.forget(sagaID: id)
+            } catch {
+                effects.logger.warning("the journal of saga \(id) could not be cleared: \(error)")
+            }
+        }
+    }
+
+    private static var now: Int64 { Int64(Date.now.timeIntervalSince1970) }
 }

@@ -1,5 +1,5 @@
 /// One saga at a time on a volume: sagas that share a volume run one after another, in the order in which they came.
-public actor VolumeReservations {
+actor VolumeReservations {
     private struct Waiter {
         var id: Int
         var volumes: Set<String>
@@ -10,10 +10,10 @@ public actor VolumeReservations {
     private var waiters: [Waiter] = []
     private var nextID = 0
 
-    public init() {}
+    init() {}
 
     /// Returns when none of `volumes` is in another's hands. Throws `CancellationError` when the task is cancelled.
-    public func acquire(_ volumes: Set<String>) async throws {
+    func acquire(_ volumes: Set<String>) async throws {
         try Task.checkCancellation()
         let overtakes = waiters.contains { !$0.volumes.isDisjoint(with: volumes) }
         if held.isDisjoint(with: volumes), !overtakes {
@@ -35,7 +35,7 @@ public actor VolumeReservations {
         }
     }
 
-    public func release(_ volumes: Set<String>) {
+    func release(_ volumes: Set<String>) {
         held.subtract(volumes)
         admit()
     }

@@ -1,0 +1,62 @@
+import API
+import Catalog
+import Foundation
+import Protection
+
+/// The sagas' journal in the catalog.
+struct CatalogJournal: SagaJournaling {
+    let catalog: Catalog
+
+    func append(_ entry: SagaJournalEntry) async throws {
+        try await catalog.appendSagaRecord(
+            SagaRecordRow(
+                sagaID: entry.sagaID, kind: entry.kind.rawValue, jobID: entry.jobID, sequence: entry.sequence,
+                step: entry.step, compensation: entry.compensation, body: entry.body, writtenAt: .now))
+    }
+
+    func entries() async throws -> [SagaJournalEntry] {
+        try await catalog.sagaRecords().compactMap { row in
+            SagaJournalEntry.Kind(rawValue: row.kind).map { kind in
+                SagaJournalEntry(
+                    sagaID: row.sagaID, kind: kind, jobID: row.jobID, sequence: row.sequence, step: row.step,
+                    compensation: row.compensation, body: row.body)
+            }
+        }
+    }
+
+    func forget(sagaID: String) async throws { try await catalog.forgetSaga(id: sagaID) }
+
+    func quiesceHistory() async throws -> [String: Double] { try await catalog.quiesceHistory() }
+
+    func rememberQuiesce(_ seconds: [String: Double]) async throws { try await catalog.addQuiesceHistory(seconds) }
+
+    func lastKnownVolumes(ofAgent name: String) async throws -> Set<String>? {
+        try await catalog.knownVolumes(ofAgent: name)
+    }
+
+    func rememberVolumes(_ volumes: Set<String>, ofAgent name: String) async throws {
+        try await catalog.setKnownVolumes(volumes, ofAgent: name)
+    }
+}
+
+extension SagaJournalEntry {
+    init(_ record: SnapshotRecord, sagaID: String, jobID: String) throws {
+        self.init(
+            sagaID: sagaID, kind: .snapshot, jobID: jobID, sequence: record.sequence, step: record.step.rawValue,
+            compensation: record.step.compensation, body: try Self.json(record))
+    }
+
+    init(_ record: RevertRecord, sagaID: String, jobID: String) throws {
+        self.init(
+            sagaID: sagaID, kind: .revert, jobID: jobID, sequence: record.sequence, step: record.step.rawValue,
+            compensation: record.step.compensation, body: try Self.json(record))
+    }
+
+    private static func json(_ record: some Encodable) throws -> String {
+        String(decoding: try APIJSON.encoder().encode(record), as: UTF8.self)
+    }
+
+    func decoded<Record: Decodable>(_ type: Record.Type) throws -> Record {
+        try APIJSON.decoder().decode(type, from: Data(body.utf8))
+    }
+}
