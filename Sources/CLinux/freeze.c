@@ -91,3 +91,13 @@ unsigned clinux_minor(uint64_t device)
 {
     return minor(device);
 }
+
+int clinux_forget_cached_blocks(int fd)
+{
+    return ioctl(fd, BLKFLSBUF, 0) < 0 ? errno : 0;
+}
+
+int clinux_sync_filesystem(int fd)
+{
+    return syncfs(fd) < 0 ? errno : 0;
+}

@@ -5,24 +5,31 @@ import Glibc
 public func errorText(_ code: Int32) -> String { String(cString: strerror(code)) }
 
 /// A counter that wakes a thread out of `poll`.
-final class WakeDescriptor: Sendable {
-    let descriptor: Int32
+public final class WakeDescriptor: Sendable {
+    public let descriptor: Int32
 
-    init() throws(PluginFailure) {
+    /// - Throws: `operatingSystem` when there are no descriptors left.
+    public init() throws(PluginFailure) {
         descriptor = clinux_eventfd()
         guard descriptor >= 0 else { throw PluginFailure(.operatingSystem, "eventfd failed: \(errorText(errno))") }
     }
 
     deinit { close(descriptor) }
 
-    func wake() {
+    public func wake() {
         var one: UInt64 = 1
         _ = write(descriptor, &one, 8)
     }
 
-    func drain() {
+    public func drain() {
         var count: UInt64 = 0
         _ = read(descriptor, &count, 8)
+    }
+
+    /// Blocks the calling thread until it is woken, for this long at most. Takes the wake-up.
+    public func wait(milliseconds: Int32) {
+        var polled = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+        if poll(&polled, 1, milliseconds) > 0 { drain() }
     }
 }
 

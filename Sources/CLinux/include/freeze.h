@@ -23,3 +23,9 @@ int clinux_canary_start(const char *path, int *signal_fd, pid_t *pid);
 // A device number's parts, as sysfs and mountinfo write them.
 unsigned clinux_major(uint64_t device);
 unsigned clinux_minor(uint64_t device);
+
+// BLKFLSBUF: writes out and forgets what the kernel caches of a block device. 0 or errno.
+int clinux_forget_cached_blocks(int fd);
+
+// syncfs. 0 or errno.
+int clinux_sync_filesystem(int fd);

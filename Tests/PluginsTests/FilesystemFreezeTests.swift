@@ -1,0 +1,239 @@
+import Foundation
+import PluginKit
+import Testing
+
+@Suite("Filesystem plug-in: freezing", .serialized, .enabled(if: Machine.hasLoopFileSystems))
+struct FilesystemFreezeTests {
+    @Test("a quiesced file system keeps a writer waiting until it is released, and the release proves the hold")
+    func holdsWriters() async throws {
+        let files = try LoopFileSystem()
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        let resource = try await files.resource()
+        let held = try await plugin.quiesce("h1", [resource], state: state.path)
+        #expect(held.members.map(\.resource) == [files.mountPoint])
+        #expect(state.files == ["filesystem-hold-h1.journal"])
+
+        let writer = Process()
+        writer.executableURL = URL(filePath: "/bin/sh")
+        writer.arguments = ["-c", "echo x > \(files.mountPoint)/written; touch \(state.path)/done"]
+        try writer.run()
+        try await eventually("the writer waits in the kernel") {
+            let stat = readText("/proc/\(writer.processIdentifier)/stat") ?? ""
+            return stat.contains(") D ")
+        }
+        #expect(!state.files.contains("done"))
+        #expect(try await plugin.unquiesce("h1").map(\.stillHeld) == [true])
+        writer.waitUntilExit()
+        #expect(state.files == ["done"])
+        await plugin.process.end()
+    }
+
+    @Test("a thaw by somebody else is reported when it happens, and the release does not call it held")
+    func thawFromOutside() async throws {
+        let files = try LoopFileSystem()
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        _ = try await plugin.quiesce("h1", [try await files.resource()], state: state.path)
+        try files.thawFromOutside()
+        try await eventually("the loss is reported") { plugin.events.contains { $0.event == .holdLost } }
+        #expect(plugin.events.first?.holdID == "h1")
+        #expect(plugin.events.first?.resource == files.mountPoint)
+        let failure = await #expect(throws: PluginFailure.self) {
+            try await plugin.process.renew(RenewParameters(holdID: "h1", leaseSeconds: 10))
+        }
+        #expect(failure?.code == .holdLost)
+        let member = try #require(try await plugin.unquiesce("h1").first)
+        #expect(!member.stillHeld)
+        #expect(member.failure == "Somebody else thawed it during the hold")
+        #expect(state.files == [])
+        await plugin.process.end()
+    }
+
+    @Test("a thaw followed by another freeze is not taken for one unbroken freeze")
+    func thawAndFreezeFromOutside() async throws {
+        let files = try LoopFileSystem()
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        _ = try await plugin.quiesce("h1", [try await files.resource()], state: state.path)
+        try files.thawFromOutside()
+        try await eventually("the loss is reported") { plugin.events.contains { $0.event == .holdLost } }
+        try files.freezeFromOutside()
+        let member = try #require(try await plugin.unquiesce("h1").first)
+        #expect(!member.stillHeld)
+        #expect(!files.isFrozen)
+        await plugin.process.end()
+    }
+
+    @Test("the end of the lease thaws, says so, and a later release calls nothing held")
+    func leaseEnds() async throws {
+        let files = try LoopFileSystem()
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        _ = try await plugin.quiesce("h1", [try await files.resource()], state: state.path, leaseSeconds: 1)
+        try await eventually("the plug-in released by itself") { plugin.events.contains { $0.event == .released } }
+        #expect(plugin.events.last == PluginEvent(.released, holdID: "h1", reason: "leaseEnded"))
+        #expect(!files.isFrozen)
+        let member = try #require(try await plugin.unquiesce("h1").first)
+        #expect(!member.stillHeld)
+        #expect(member.failure == "The lease ended before the release was asked for")
+        await plugin.process.end()
+    }
+
+    @Test("a renewed lease lasts")
+    func renews() async throws {
+        let files = try LoopFileSystem()
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        _ = try await plugin.quiesce("h1", [try await files.resource()], state: state.path, leaseSeconds: 1)
+        let renewed = try await plugin.process.renew(RenewParameters(holdID: "h1", leaseSeconds: 15))
+        #expect(renewed.remainingLeaseSeconds > 1)
+        try await Task.sleep(for: .seconds(1.2))
+        #expect(try await plugin.unquiesce("h1").map(\.stillHeld) == [true])
+        await plugin.process.end()
+    }
+
+    @Test("the end of its input and SIGTERM thaw everything", arguments: [false, true])
+    func ends(bySignal: Bool) async throws {
+        let files = try LoopFileSystem()
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        _ = try await plugin.quiesce("h1", [try await files.resource()], state: state.path)
+        if bySignal { kill(plugin.process.processID, SIGTERM) } else { plugin.process.closeInput() }
+        #expect(await plugin.process.waitForExit() == .exited(code: 0))
+        #expect(!files.isFrozen)
+        #expect(state.files == [])
+    }
+
+    @Test("what a killed plug-in left frozen is thawed by recover, once")
+    func killed() async throws {
+        let files = try LoopFileSystem()
+        let state = try StateDirectory()
+        let first = try RunningPlugin("filesystem")
+        _ = try await first.quiesce("h1", [try await files.resource()], state: state.path)
+        first.process.kill()
+        #expect(await first.process.waitForExit() == .signalled(signal: SIGKILL))
+        #expect(files.isFrozen)
+        let second = try RunningPlugin("filesystem")
+        let result = try await second.process.recover(RecoverParameters(stateDirectory: state.path))
+        #expect(result.released == [files.mountPoint])
+        #expect(result.failures == [])
+        #expect(!files.isFrozen)
+        #expect(state.files == [])
+        let again = try await second.process.recover(RecoverParameters(stateDirectory: state.path))
+        #expect(again.released == [])
+        await second.process.end()
+    }
+
+    @Test("recover leaves alone what another living process of the plug-in holds")
+    func recoverBesideLiving() async throws {
+        let files = try LoopFileSystem()
+        let state = try StateDirectory()
+        let living = try RunningPlugin("filesystem")
+        _ = try await living.quiesce("h1", [try await files.resource()], state: state.path)
+        let other = try RunningPlugin("filesystem")
+        let result = try await other.process.recover(RecoverParameters(stateDirectory: state.path))
+        #expect(result.released == [])
+        #expect(files.isFrozen)
+        #expect(try await living.unquiesce("h1").map(\.stillHeld) == [true])
+        await other.process.end()
+        await living.process.end()
+    }
+
+    @Test("what somebody else froze before stays frozen, and the other members of the group are let go")
+    func frozenBefore() async throws {
+        let foreign = try LoopFileSystem(volume: "a")
+        let own = try LoopFileSystem(volume: "b")
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        let resources = [try await own.resource(), try await foreign.resource()]
+        try foreign.freezeFromOutside()
+        let failure = await #expect(throws: PluginFailure.self) {
+            try await plugin.quiesce("h1", resources, state: state.path)
+        }
+        #expect(failure?.code == .alreadyFrozen)
+        #expect(foreign.isFrozen)
+        #expect(!own.isFrozen)
+        await plugin.process.end()
+        let second = try RunningPlugin("filesystem")
+        #expect(try await second.process.recover(RecoverParameters(stateDirectory: state.path)).released == [])
+        #expect(foreign.isFrozen)
+        #expect(state.files == [])
+        await second.process.end()
+    }
+
+    @Test("several file systems are held together")
+    func several() async throws {
+        let one = try LoopFileSystem(volume: "a")
+        let two = try LoopFileSystem(volume: "b")
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        let held = try await plugin.quiesce(
+            "h1", [try await one.resource(), try await two.resource()], state: state.path)
+        #expect(held.members.count == 2)
+        #expect(one.isFrozen && two.isFrozen)
+        #expect(try await plugin.unquiesce("h1").map(\.stillHeld) == [true, true])
+        #expect(!one.isFrozen && !two.isFrozen)
+        await plugin.process.end()
+    }
+
+    @Test("a read-only file system is held too")
+    func readOnly() async throws {
+        let files = try LoopFileSystem(options: "ro")
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        _ = try await plugin.quiesce("h1", [try await files.resource()], state: state.path)
+        #expect(try await plugin.unquiesce("h1").map(\.stillHeld) == [true])
+        await plugin.process.end()
+    }
+
+    @Test("a plain directory is refused: its parent is never frozen")
+    func plainDirectory() async throws {
+        let files = try LoopFileSystem()
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        let folder = files.mountPoint + "/folder"
+        try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: false)
+        let resource = PluginResource(id: folder, label: "", layer: .fileSystem, volumes: ["vol1"])
+        let failure = await #expect(throws: PluginFailure.self) {
+            try await plugin.quiesce("h1", [resource], state: state.path)
+        }
+        #expect(failure?.code == .unknownResource)
+        #expect(!files.isFrozen)
+        await plugin.process.end()
+    }
+
+    @Test("a file system that holds the agent's files is refused, at the preflight and at the quiesce")
+    func protected() async throws {
+        let files = try LoopFileSystem()
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        let resource = try await files.resource()
+        let inside = files.mountPoint + "/agent/state/not/there/yet"
+        let findings = try await plugin.process.preflight(
+            PreflightParameters(resources: [resource], stateDirectory: state.path, protectedPaths: [inside])
+        ).findings
+        #expect(findings.map(\.severity) == [.error])
+        #expect(findings.first?.message.contains(inside) == true)
+        for (directory, paths) in [(state.path, [inside]), (files.mountPoint, [])] {
+            let failure = await #expect(throws: PluginFailure.self) {
+                try await plugin.quiesce("h\(paths.count)", [resource], state: directory, protectedPaths: paths)
+            }
+            #expect(failure?.code == .refused)
+        }
+        #expect(!files.isFrozen)
+        await plugin.process.end()
+    }
+
+    @Test("the root file system is refused")
+    func root() async throws {
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        let resource = PluginResource(id: "/", label: "", layer: .fileSystem, volumes: ["vol1"])
+        let findings = try await plugin.process.preflight(
+            PreflightParameters(resources: [resource], stateDirectory: state.path)
+        ).findings
+        #expect(findings.map(\.severity) == [.error])
+        await plugin.process.end()
+    }
+}
