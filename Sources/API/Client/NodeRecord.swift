@@ -31,7 +31,7 @@ public enum RunDirectory {
         return "/tmp/stillpoint-\(user)"
     }
 
-    /// The nodes that left a record in `directory`, the one of `node.json` first. Records of nodes that listen elsewhere
+    /// The nodes that left a record in `directory`, those that run first, `node.json` before the others. Records of nodes that listen elsewhere
     /// may lie beside it as `node-*.json`. A file that is not a record is passed over, and so is a directory of somebody
     /// else: its records could lead a token astray.
     public static func nodes(in directory: String) -> [NodeRecord] {
@@ -40,9 +40,11 @@ public enum RunDirectory {
         let names = (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
         let candidates =
             ["node.json"] + names.filter { $0.hasPrefix("node-") && $0.hasSuffix(".json") }.sorted()
-        return candidates.compactMap { name in
+        let records = candidates.compactMap { name -> NodeRecord? in
             guard let data = FileManager.default.contents(atPath: directory + "/" + name) else { return nil }
             return try? APIJSON.decoder().decode(NodeRecord.self, from: data)
         }
+        let isRunning = { (record: NodeRecord) in kill(record.pid, 0) == 0 || errno == EPERM }
+        return records.filter(isRunning) + records.filter { !isRunning($0) }
     }
 }

@@ -71,12 +71,14 @@ enum AttachmentSubject: Equatable, Sendable {
 enum InitiatorName {
     /// `iqn.2026-11.io.stillpoint:attach-HOST-NAME`: lower case, and only what RFC 3722 allows; at most 223 bytes
     /// (RFC 7143 4.2.7.1).
-    static func make(host: String, name: String) -> String {
-        let text = "attach-" + host + "-" + name
+    static func make(host: String, name: String, suffix: String? = nil) -> String {
+        let end = suffix.map { "-" + $0 } ?? ""
+        let prefix = "iqn.2026-11.io.stillpoint:"
+        let text = String(("attach-" + host + "-" + name).prefix(223 - prefix.count - end.count)) + end
         let allowed = text.lowercased().map { character -> Character in
             character.isASCII && (character.isLetter || character.isNumber || ".-:".contains(character))
                 ? character : "-"
         }
-        return String(("iqn.2026-11.io.stillpoint:" + String(allowed)).prefix(223))
+        return prefix + String(allowed)
     }
 }

@@ -131,8 +131,8 @@ struct LinuxHost: AttachmentHost {
     // MARK: Files and devices
 
     func fileSize(_ path: String) -> UInt64? {
-        var status = stat()
-        return stat(path, &status) == 0 ? UInt64(status.st_size) : nil
+        let attributes = try? FileManager.default.attributesOfItem(atPath: path)
+        return (attributes?[.size] as? NSNumber)?.uint64Value
     }
 
     func isMountPoint(_ path: String) -> Bool {

@@ -96,7 +96,9 @@ struct LocalAttachment: Sendable {
         _ subject: AttachmentSubject, readOnly: Bool, initiator: String?, method: AttachmentRecord.Method
     ) async throws -> AttachmentRecord {
         let id = String(UInt32.random(in: .min ... .max), radix: 16)
-        let initiator = initiator ?? InitiatorName.make(host: host.hostName, name: subject.name)
+        // A snapshot's export has no secret but its initiator's name, so that one must not be guessed.
+        let suffix = subject.snapshotID == nil ? nil : Self.makeSecret(characters: 16)
+        let initiator = initiator ?? InitiatorName.make(host: host.hostName, name: subject.name, suffix: suffix)
         var record = AttachmentRecord(
             name: subject.name, volume: subject.name, naa: "", device: nil, iqn: "", lun: 0, portal: "", backing: "",
             readOnly: readOnly, processes: [], method: method, initiator: initiator, snapshot: subject.snapshotID,
@@ -140,11 +142,12 @@ struct LocalAttachment: Sendable {
     }
 
     /// Lets the attachment's initiator in, with a secret of its own. An initiator that the user named, and that may log in
-    /// already, is left as it is.
+    /// already, is left as it is; a snapshot's export knows its only initiator from the start.
     private func openAccess(
         _ record: inout AttachmentRecord, subject: AttachmentSubject, isInitiatorGiven: Bool
     ) async throws {
-        if isInitiatorGiven, subject.snapshotID == nil {
+        if subject.snapshotID != nil { return }
+        if isInitiatorGiven {
             let rule = try await node.target(record.iqn).access.first { $0.initiator == record.initiator }
             if let rule {
                 guard rule.chapUser == nil else {
@@ -166,7 +169,7 @@ struct LocalAttachment: Sendable {
         } catch {
             throw CommandFailure("The directory \(record.workDirectory) cannot be made")
         }
-        let secret = Self.makeSecret()
+        let secret = Self.makeSecret(characters: 32)
         try PrivateText.write(secret, to: record.secretPath)
         _ = try await node.allow(
             TargetAllowRequest(initiator: record.initiator, chapUser: Self.chapUser, chapSecret: secret), on: record.iqn
@@ -175,11 +178,11 @@ struct LocalAttachment: Sendable {
 
     static let chapUser = "stillpoint-attach"
 
-    /// 24 characters of 6 random bits each.
-    private static func makeSecret() -> String {
-        let alphabet = Array("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+    /// Characters of 5 random bits each.
+    private static func makeSecret(characters: Int) -> String {
+        let alphabet = Array("abcdefghijkmnopqrstuvwxyz2345678")
         var generator = SystemRandomNumberGenerator()
-        return String((0..<24).map { _ in alphabet[Int.random(in: 0..<64, using: &generator)] })
+        return String((0..<characters).map { _ in alphabet[Int.random(in: alphabet.indices, using: &generator)] })
     }
 
     // MARK: Detach
@@ -194,13 +197,15 @@ struct LocalAttachment: Sendable {
         defer { withExtendedLifetime(lock) {} }
         // Another detach may have been quicker.
         guard var record = directory.read(found.name) else { throw Self.notAttached(text) }
+        // Whoever waits for a node that is gone, waits in the kernel: the helpers' end is what sets it free.
+        if force { await stopHelpers(record, graceSeconds: 0) }
         if let device = record.device {
             try await refuseWhileUsed(device, name: record.name)
             try await flush(record, device: device, force: force)
         }
         directory.withdraw(record.name)
         let whole = record
-        await undo(&record, force: force)
+        await undo(&record)
         return whole
     }
 
@@ -261,8 +266,7 @@ struct LocalAttachment: Sendable {
     // MARK: Undo
 
     /// Takes back what the journal says was begun, the latest first.
-    func undo(_ record: inout AttachmentRecord, force: Bool = false) async {
-        if force { await stopHelpers(record, graceSeconds: 0) }
+    func undo(_ record: inout AttachmentRecord) async {
         var isComplete = true
         for step in AttachmentRecord.Step.allCases.reversed() where record.begun.contains(step) {
             do {

@@ -1,5 +1,6 @@
 import ArgumentParser
 import Foundation
+import Logging
 import Node
 
 struct Serve: AsyncParsableCommand {
@@ -44,8 +45,15 @@ struct Serve: AsyncParsableCommand {
                 "The node was not started: \(error.description)",
                 hint: "Nothing was changed. stillpoint configcheck looks at a file without starting anything")
         }
-        _ = configuration
-        throw CommandFailure("serve is not there yet")
+        // Standard output has the addresses, for programs; what happens goes to standard error.
+        LoggingSystem.bootstrap(StreamLogHandler.standardError)
+        do {
+            try await Node.serve(configuration, logger: Logger(label: "stillpoint"))
+        } catch let error as ServeFailure {
+            throw CommandFailure("The node ended: \(error.description)")
+        } catch let error as ConfigurationInvalid {
+            throw CommandFailure("The node was not started: \(error.description)")
+        }
     }
 
     /// The settings given here, by the names that the configuration knows them by.
