@@ -1,7 +1,9 @@
 import API
 import BlockStore
+import Catalog
 import Foundation
 import ISCSI
+import Logging
 
 /// The parts of a running node, for the routes.
 struct NodeServices: Sendable {
@@ -79,10 +81,26 @@ struct NodeServices: Sendable {
     }
 }
 
-/// The drivers of the sagas.
+/// The drivers of the sagas, over the node's own pool, agents, target and catalog.
 struct Sagas: Sendable {
     let snapshots: SnapshotSagaDriver
     let reverts: RevertDriver
+
+    init(inventory: Inventory, agents: AgentRegistry, catalog: Catalog, logger: Logger) {
+        let effects = SagaEffects(
+            pool: PoolAdapter(pool: inventory.pool), agents: AgentAdapter(registry: agents),
+            journal: CatalogJournal(catalog: catalog), guarding: TargetAdapter(registry: inventory.registry),
+            blocking: inventory.blocking, reservations: inventory.reservations, logger: logger)
+        snapshots = SnapshotSagaDriver(effects: effects)
+        reverts = RevertDriver(effects: effects)
+    }
+
+    /// Ends what a former process left open, both kinds at once.
+    func recoverAfterRestart() async -> [RecoveredSaga] {
+        async let snapshots = snapshots.recoverAfterRestart()
+        async let reverts = reverts.recoverAfterRestart()
+        return await snapshots + reverts
+    }
 }
 
 enum NodeVersion {

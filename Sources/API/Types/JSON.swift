@@ -8,7 +8,9 @@ public enum APIJSON {
             pretty ? [.sortedKeys, .withoutEscapingSlashes, .prettyPrinted] : [.sortedKeys, .withoutEscapingSlashes]
         encoder.dateEncodingStrategy = .custom { date, encoder in
             var container = encoder.singleValueContainer()
-            try container.encode(date.formatted(dateStyle))
+            // The style cuts off what is below a millisecond; half of one more makes that rounding, so that a date
+            // which came from this text is written as this text again.
+            try container.encode(date.addingTimeInterval(0.000_5).formatted(dateStyle))
         }
         return encoder
     }
