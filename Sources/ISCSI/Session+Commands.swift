@@ -113,7 +113,9 @@ extension Session {
         header[byte: 3] = end.status
         header.initiatorTaskTag = request.initiatorTaskTag
         let expected = request.flags & 0x60 == 0 ? 0 : Int(request.expectedTransferBytes)
-        setResidual(&header, expected: expected, scsiBytes: end == .good ? scsiBytes : movedBytes)
+        // A command that failed moved what it moved; one that wanted more than it could get says so in any case.
+        setResidual(
+            &header, expected: expected, scsiBytes: end == .good || scsiBytes > expected ? scsiBytes : movedBytes)
         header = numbered(header)
         header.dataSN = dataPDUs
         guard case .sense(let sense) = end else {

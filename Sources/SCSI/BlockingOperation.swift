@@ -1,4 +1,5 @@
 import BlockIO
+import Glibc
 
 extension BlockingOperation {
     /// Bytes written or read by one step, so that many long commands take turns.
@@ -12,6 +13,10 @@ extension BlockingOperation {
         case .flush:
             try device.flush()
             return true
+        case .drain(let flag):
+            // Rare, and over within one device operation: looking again is cheaper than a thread kept waiting.
+            if !flag.isSet { usleep(500) }
+            return flag.isSet
         case .unmap(var ranges):
             guard let part = next(&ranges, Self.unmapStepBytes) else { return true }
             try device.unmap(at: part.lowerBound, lengthBytes: part.upperBound - part.lowerBound)

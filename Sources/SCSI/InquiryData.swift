@@ -86,6 +86,8 @@ enum InquiryData {
         let block = geometry.logicalBlockBytes
         let perPhysical = max(geometry.physicalBlockBytes / block, 1)
         var page = [UInt8](repeating: 0, count: 64)
+        // WSNZ: WRITE SAME of "everything to the end" is not offered.
+        page[4] = 0x01
         page[5] = UInt8(min(limits.compareAndWriteBytes / block, 255))
         page.set(word: UInt16(perPhysical), at: 6)
         page.set(long: UInt32(limits.transferBytes / block), at: 8)

@@ -41,7 +41,7 @@ extension LogicalUnit {
         if let holder = state.reservedBy, holder !== nexus, !isAllowedDespiteReserve6(cdb, traits) {
             return .reservationConflict
         }
-        if traits.access != .always, state.persistent.conflicts(with: nexus, cdb: cdb, access: traits.access) {
+        if traits.access != .always, state.persistent.conflicts(with: nexus, access: traits.access) {
             return .reservationConflict
         }
         if traits.writes && state.modes.softwareWriteProtect {

@@ -120,14 +120,12 @@ extension LogicalUnit {
         // Protection information, LBDATA/PBDATA (obsolete), ANCHOR: not there.
         if cdb[1] & 0xF0 != 0 || cdb[1] & 0x06 != 0 { throw .invalidCDB(byte: 1) }
         let (lba, blocks) = rawExtent(cdb)
-        guard lba <= blockCount else {
-            throw SenseData(.illegalRequest, .blockAddressOutOfRange, information: lba)
+        try check(lba: lba, blocks: blocks)
+        guard blocks > 0, blocks <= limits.writeSameBytes / UInt64(blockBytes) else {
+            throw .invalidCDB(byte: is16 ? 10 : 7)
         }
-        let count = blocks == 0 ? blockCount - lba : blocks
-        try check(lba: lba, blocks: count)
-        guard count <= limits.writeSameBytes / UInt64(blockBytes) else { throw .illegal(.invalidFieldInCDB) }
         if hasNoData {
-            return fill(lba: lba, blocks: count, pattern: nil, unmaps: unmaps)
+            return fill(lba: lba, blocks: blocks, pattern: nil, unmaps: unmaps)
         }
         return .parameterList(lengthBytes: blockBytes, ParameterOperation(command: cdb))
     }
@@ -170,16 +168,18 @@ extension LogicalUnit {
                 return .failure(error)
             }
         }
-        if case .failure(let error) = result { throw SenseData(error, blockBytes: blockBytes) }
+        switch result {
+        case .success: break
+        // INFORMATION is the offset of the first difference in the data that was compared (SBC-3 5.2).
+        case .failure(.miscompare(let at)): throw SenseData(.miscompare, .miscompare, information: at - offset)
+        case .failure(let error): throw SenseData(error, blockBytes: blockBytes)
+        }
         return isDurable(cdb) ? .blocking(BlockingOperation(kind: .flush)) : .end(.good)
     }
 
     func writeSame(_ cdb: CommandBlock, list: [UInt8]) throws(SenseData) -> CommandDisposition {
         let (lba, blocks) = rawExtent(cdb)
-        let size = blockCount
-        guard lba <= size else { throw SenseData(.illegalRequest, .blockAddressOutOfRange, information: lba) }
-        return fill(
-            lba: lba, blocks: blocks == 0 ? size - lba : blocks, pattern: list, unmaps: cdb[1] & 0x08 != 0)
+        return fill(lba: lba, blocks: blocks, pattern: list, unmaps: cdb[1] & 0x08 != 0)
     }
 
     func unmap(_ list: [UInt8]) throws(SenseData) -> CommandDisposition {

@@ -156,7 +156,7 @@ extension LogicalUnit {
             if cdb[4] & 0x02 != 0 { throw .invalidCDB(byte: 4) }
             if cdb[4] & 0x01 == 0 {
                 let isForeign = state.withLock { state in
-                    state.persistent.conflicts(with: nexus, cdb: cdb, access: .write)
+                    state.persistent.conflicts(with: nexus, access: .write)
                 }
                 if isForeign { return .end(.reservationConflict) }
                 if cdb[4] & 0x04 == 0 { return .blocking(BlockingOperation(kind: .flush)) }
@@ -169,7 +169,7 @@ extension LogicalUnit {
         guard cdb[4] & 0x03 < 2 else { throw .invalidCDB(byte: 4) }
         let prevents = cdb[4] & 0x01 != 0
         let isConflict = state.withLock { state in
-            if prevents && state.persistent.conflicts(with: nexus, cdb: cdb, access: .write) { return true }
+            if prevents && state.persistent.conflicts(with: nexus, access: .write) { return true }
             state.preventers.removeAll { $0 === nexus }
             if prevents { state.preventers.append(nexus) }
             return false
@@ -183,7 +183,7 @@ extension LogicalUnit {
         // Extents and third parties went with SPC-2.
         guard cdb[1] & 0x1F == 0 else { throw .invalidCDB(byte: 1) }
         let isFree = state.withLock { state in
-            guard state.persistent.allowsReserve6(nexus) else { return false }
+            guard state.persistent.allowsReserve6 else { return false }
             state.reservedBy = nexus
             return true
         }

@@ -224,15 +224,15 @@ public final class LogicalUnitNexus: @unchecked Sendable {
 /// Limits that VPD page B0 tells initiators, in logical blocks unless said otherwise.
 public struct LogicalUnitLimits: Sendable {
     /// Bytes of one READ or WRITE.
-    public var transferBytes = 16 << 20
+    public var transferBytes = 32 << 20
     /// Bytes of one COMPARE AND WRITE (each half).
     public var compareAndWriteBytes = 64 << 10
     /// Descriptors of one UNMAP.
     public var unmapDescriptors = 256
     /// Bytes of one UNMAP.
-    public var unmapBytes: UInt64 = 1 << 40
+    public var unmapBytes: UInt64 = 512 << 20
     /// Bytes of one WRITE SAME.
-    public var writeSameBytes: UInt64 = 4 << 30
+    public var writeSameBytes: UInt64 = 1 << 30
     /// Bytes that UNMAP handles on the caller's thread; more goes to a thread that may wait.
     public var inlineUnmapBytes: UInt64 = 1 << 20
     /// Bytes of any parameter list.

@@ -50,6 +50,8 @@ public struct BlockingOperation: Sendable {
         case fill([Range<UInt64>], pattern: [UInt8])
         /// Reads the range and thereby checks it against its checksums.
         case check([Range<UInt64>])
+        /// Waits until no aborted command touches the device any more (PREEMPT AND ABORT).
+        case drain(DrainFlag)
     }
     var kind: Kind
     /// Flush after the last step.

@@ -102,11 +102,13 @@ public struct SenseData: Error, Sendable, Equatable {
 
     /// - Parameter descriptorFormat: the D_SENSE bit of the control mode page.
     public func encoded(descriptorFormat: Bool) -> [UInt8] {
-        descriptorFormat || (information ?? 0) > UInt64(UInt32.max) ? encodedAsDescriptors() : encodedFixed()
+        descriptorFormat ? encodedAsDescriptors() : encodedFixed()
     }
 
     private func encodedFixed() -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: 18)
+        // VALID only when the value fits the field's four bytes.
+        let information = information.flatMap { $0 <= UInt64(UInt32.max) ? $0 : nil }
         bytes[0] = information == nil ? 0x70 : 0xF0
         bytes[2] = key.rawValue
         if let information {

@@ -52,7 +52,7 @@ struct SupportedCommand: Sendable {
         Self([0x5A, 0x18, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0x07]),
         inTen(0x5E, action: 0), inTen(0x5E, action: 1), inTen(0x5E, action: 2), inTen(0x5E, action: 3),
         persistentOut(0), persistentOut(1), persistentOut(2), persistentOut(3), persistentOut(4), persistentOut(5),
-        persistentOut(6), persistentOut(7),
+        persistentOut(6),
         sixteen(0x88, 0xF8),
         Self([0x89, 0xF8] + [UInt8](repeating: 0xFF, count: 8) + [0, 0, 0, 0xFF, 0x3F, 0x07]),
         sixteen(0x8A, 0xF8), sixteen(0x8B, 0xF8), sixteen(0x8E, 0xFE), sixteen(0x8F, 0xFE), sixteen(0x90, 0x02),
