@@ -144,6 +144,34 @@ let package = Package(
                 "stillpoint-plugin-hook",
             ],
             swiftSettings: strict),
+        .testTarget(
+            name: "AgentTests",
+            dependencies: [
+                "API", "PluginKit", "stillpoint-agent",
+                .product(name: "Crypto", package: "swift-crypto"),
+                .product(name: "Hummingbird", package: "hummingbird"),
+                .product(name: "HummingbirdTLS", package: "hummingbird"),
+                .product(name: "Logging", package: "swift-log"),
+                .product(name: "NIOSSL", package: "swift-nio-ssl"),
+                .product(name: "SwiftASN1", package: "swift-asn1"),
+                .product(name: "X509", package: "swift-certificates"),
+            ] + nio,
+            swiftSettings: strict),
+        .testTarget(
+            name: "APITests",
+            dependencies: ["API", .product(name: "NIOHTTP1", package: "swift-nio")] + nio,
+            swiftSettings: strict),
+        .testTarget(
+            name: "CatalogTests", dependencies: ["Catalog", .product(name: "GRDB", package: "GRDB.swift")],
+            swiftSettings: strict),
+        .testTarget(
+            name: "NodeSagaTests",
+            dependencies: [
+                "API", "BlockIO", "BlockStore", "Catalog", "Node", "Protection",
+                .product(name: "Logging", package: "swift-log"),
+            ] + nio,
+            swiftSettings: strict),
+        .testTarget(name: "CLITests", dependencies: ["API", "stillpoint"], swiftSettings: strict),
         .testTarget(name: "StyleTests", swiftSettings: strict),
         .testTarget(name: "SystemTests", dependencies: ["API"], swiftSettings: strict),
     ]

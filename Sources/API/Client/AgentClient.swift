@@ -212,7 +212,9 @@ extension AgentClient {
         case .unreachable(let reason):
             failure(
                 503, "agentUnreachable", "cannot be reached: \(reason)",
-                hint: "Check that stillpoint-agent runs there and that its port is open to the node")
+                hint: security == nil
+                    ? "Start it with: stillpoint-agent serve"
+                    : "Check that stillpoint-agent runs there and that its port is open to the node")
         case .wrongPeer(let reason):
             failure(
                 502, "agentIdentity", "is not who it should be: \(reason)",
