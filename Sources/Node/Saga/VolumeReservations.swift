@@ -10,6 +10,8 @@ actor VolumeReservations {
     private var waiters: [Waiter] = []
     private var nextID = 0
 
+    var waiterCount: Int { waiters.count }
+
     init() {}
 
     /// Returns when none of `volumes` is in another's hands. Throws `CancellationError` when the task is cancelled.

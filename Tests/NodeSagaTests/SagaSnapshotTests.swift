@@ -1,0 +1,206 @@
+import API
+import BlockStore
+import Catalog
+import Foundation
+import Protection
+import Synchronization
+import Testing
+
+@testable import Node
+
+@Suite("The snapshot saga over a real pool and a real journal")
+struct SagaSnapshotTests {
+    private func withWorld(_ volumes: [String] = ["v1"], _ body: (SagaWorld) async throws -> Void) async throws {
+        let world = try SagaWorld(volumes: volumes)
+        try await body(world)
+        try await world.close()
+    }
+
+    private func request(
+        _ volumes: [String] = ["v1"], _ consistency: Consistency = .application,
+        _ policy: ConsistencyPolicy = .require
+    ) -> SnapshotCreateRequest {
+        SnapshotCreateRequest(
+            volumes: volumes, name: "s1", consistency: consistency, policy: policy, leaseSeconds: 2)
+    }
+
+    @Test("an application-consistent snapshot carries the evidence of every member, in the pool")
+    func applicationConsistent() async throws {
+        try await withWorld { world in
+            let report = RecordedReport()
+            let info = try await world.process().snapshots.run(request: request(), report: report)
+            #expect(info.achievedConsistency == .application)
+            let evidence = try #require(try PoolAdapter(pool: world.pool).info(snapshot: info.id).evidence)
+            #expect(evidence.members.map(\.plugin) == ["database", "filesystem"])
+            for member in evidence.members {
+                #expect(member.heldBeforeCut && member.releasedAfterCut && member.stillHeldAtRelease)
+                #expect(member.quietSeconds > 0)
+            }
+            #expect(evidence.members[0].artifacts["backup_label"] == "START WAL")
+            #expect(
+                world.agents.log == [
+                    "hold host1 database", "hold host1 filesystem", "release host1 filesystem",
+                    "release host1 database",
+                ])
+            #expect(
+                report.steps == [
+                    "plan succeeded", "preflight succeeded", "quiesce.application succeeded",
+                    "quiesce.fileSystem succeeded", "cut succeeded", "unquiesce.fileSystem succeeded",
+                    "unquiesce.application succeeded", "evidence succeeded", "label succeeded",
+                ])
+        }
+    }
+
+    @Test("every step is in the journal, with its compensation, before the job hears of it")
+    func journalled() async throws {
+        try await withWorld { world in
+            _ = try await world.process().snapshots.run(request: request(), report: RecordedReport())
+            let rows = try await world.catalog.sagaRecords()
+            #expect(
+                rows.map(\.step) == [
+                    "plan", "preflight", "quiesce.application", "quiesce.fileSystem", "cut", "unquiesce.fileSystem",
+                    "unquiesce.application", "evidence", "label", "done",
+                ])
+            #expect(rows.map(\.sequence) == Array(0..<rows.count))
+            #expect(rows.allSatisfy { !$0.compensation.isEmpty && $0.jobID == "job" })
+        }
+    }
+
+    @Test("a crash-consistent snapshot asks no agent")
+    func crashConsistent() async throws {
+        try await withWorld { world in
+            let info = try await world.process().snapshots.run(
+                request: request(["v1"], .crash), report: RecordedReport())
+            #expect(info.achievedConsistency == .crash)
+            #expect(info.quietSeconds == 0)
+            #expect(world.agents.log.isEmpty)
+        }
+    }
+
+    @Test("a required level that a member cannot reach leaves no snapshot and nobody quiet")
+    func required() async throws {
+        try await withWorld { world in
+            world.agents.state.withLock { $0.failsHold = ["filesystem"] }
+            let failure = await #expect(throws: APIFailure.self) {
+                try await world.process().snapshots.run(request: request(), report: RecordedReport())
+            }
+            #expect(failure?.code == "quiesceFailed")
+            #expect(failure?.message.contains("ext4 on v1") == true)
+            #expect(world.pool.snapshots().isEmpty)
+            #expect(!world.agents.isQuiet)
+        }
+    }
+
+    @Test("a hold that was lost unnoticed is found at release, and the required snapshot is deleted")
+    func lostHold() async throws {
+        try await withWorld { world in
+            world.agents.state.withLock { $0.losesHold = ["database"] }
+            let failure = await #expect(throws: APIFailure.self) {
+                try await world.process().snapshots.run(request: request(), report: RecordedReport())
+            }
+            #expect(failure?.code == "notProven")
+            #expect(world.pool.snapshots().isEmpty)
+        }
+    }
+
+    @Test("where less is allowed, the snapshot says what was achieved and why it is less")
+    func allowedLower() async throws {
+        try await withWorld { world in
+            world.agents.state.withLock { $0.losesHold = ["database"] }
+            let info = try await world.process().snapshots.run(
+                request: request(["v1"], .application, .allowLower), report: RecordedReport())
+            #expect(info.achievedConsistency == .fileSystem)
+            #expect(info.requestedConsistency == .application)
+            #expect(info.evidence?.reasons.contains { $0.contains("database on v1") } == true)
+        }
+    }
+
+    @Test("an agent that used the volume and does not answer now forbids the label before anything is touched")
+    func silentAgent() async throws {
+        try await withWorld { world in
+            _ = try await world.process().snapshots.run(request: request(), report: RecordedReport())
+            world.agents.state.withLock {
+                $0.silent = ["host1"]
+                $0.log = []
+            }
+            var second = request()
+            second.name = "s2"
+            let failure = await #expect(throws: APIFailure.self) {
+                try await world.process().snapshots.run(request: second, report: RecordedReport())
+            }
+            #expect(failure?.code == "levelUnreachable")
+            #expect(failure?.message.contains("host1") == true)
+            #expect(world.agents.log.isEmpty)
+        }
+    }
+
+    @Test("two volumes on two agents are cut once, and both members are proven")
+    func twoAgents() async throws {
+        try await withWorld(["v1", "v2"]) { world in
+            world.agents.state.withLock { $0.names = ["host1", "host2"] }
+            let info = try await world.process().snapshots.run(
+                request: request(["v1", "v2"]), report: RecordedReport())
+            #expect(info.achievedConsistency == .application)
+            #expect(info.evidence?.members.count == 4)
+            #expect(world.pool.snapshots().count == 1)
+        }
+    }
+
+    @Test("killed right before or after any step, a restart finishes the snapshot or leaves nothing of it")
+    func killedAtEachStep() async throws {
+        for step in SagaStep.allCases where step != .quiesceMachine && step != .unquiesceMachine {
+            for place in ["before", "after"] {
+                let point = "\(step.rawValue).\(place)"
+                try await withWorld { world in
+                    if step == .delete { world.agents.state.withLock { $0.losesHold = ["database"] } }
+                    let dying = world.process(crashAt: point)
+                    _ = try? await dying.snapshots.run(request: request(), report: RecordedReport())
+                    #expect(dying.life.isDead, "\(point) was never hit")
+                    let recovered = await world.process().snapshots.recoverAfterRestart()
+                    #expect(world.pending.isEmpty, "\(point)")
+                    #expect(!world.agents.isQuiet, "\(point)")
+                    #expect(recovered.count == 1, "\(point)")
+                    guard let outcome = recovered.first?.outcome else { return }
+                    switch outcome {
+                    case .snapshot(let info):
+                        #expect(info.achievedConsistency == .application, "\(point)")
+                        #expect(world.pool.snapshots().count == 1, "\(point)")
+                        #expect([.evidence, .label, .done].contains(step), "\(point)")
+                    case .failed:
+                        #expect(world.pool.snapshots().isEmpty, "\(point)")
+                        #expect(![.label, .done].contains(step), "\(point)")
+                    case .reverted: Issue.record("\(point): a snapshot became a revert")
+                    }
+                }
+            }
+        }
+    }
+
+    @Test("a pending snapshot that no saga owns is deleted at start")
+    func orphan() async throws {
+        try await withWorld { world in
+            let attributes = SnapshotAttributes(
+                sagaID: "gone", state: .pending, requested: .application, achieved: .crash, quietSeconds: 0,
+                evidence: nil)
+            _ = try PoolAdapter(pool: world.pool).cut(
+                id: UUID().uuidString, name: "orphan", volumes: ["v1"], attributes: try attributes.bytes())
+            _ = await world.process().snapshots.recoverAfterRestart()
+            #expect(world.pool.snapshots().isEmpty)
+        }
+    }
+
+    @Test("a cancelled job turns its saga back")
+    func cancelled() async throws {
+        try await withWorld { world in
+            let driver = world.process().snapshots
+            let reservations = driver.effects.reservations
+            try await reservations.acquire(["v1"])
+            let task = Task { try await driver.run(request: request(), report: RecordedReport()) }
+            task.cancel()
+            await reservations.release(["v1"])
+            await #expect(throws: (any Error).self) { try await task.value }
+            #expect(world.pool.snapshots().isEmpty)
+            #expect(!world.agents.isQuiet)
+        }
+    }
+}
