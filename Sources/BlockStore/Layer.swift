@@ -66,16 +66,21 @@ final class Layer {
 
     /// Unmaps a range; `freed` gets each physical block that the layer alone had.
     func unmap(_ range: Range<UInt64>, freed: (UInt64) -> Void) {
-        if count > 0 {
-            for block in range {
-                let shard = Self.shard(of: block)
-                if let old = shards[shard].table.remove(block) {
-                    count -= 1
-                    if old.block != 0 { freed(old.block) }
-                }
-            }
+        if count > 0, range.count > count {
+            // Fewer entries than blocks in the range: look at the entries.
+            var inside: [UInt64] = []
+            forEach { block, _ in if range.contains(block) { inside.append(block) } }
+            for block in inside { drop(block, freed: freed) }
+        } else if count > 0 {
+            for block in range { drop(block, freed: freed) }
         }
         holes.insert(range)
+    }
+
+    private func drop(_ block: UInt64, freed: (UInt64) -> Void) {
+        guard let old = shards[Self.shard(of: block)].table.remove(block) else { return }
+        count -= 1
+        if old.block != 0 { freed(old.block) }
     }
 
     func forEach(_ body: (UInt64, RecentMapping) -> Void) {

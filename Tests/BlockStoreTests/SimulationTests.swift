@@ -1,0 +1,33 @@
+import Glibc
+import Testing
+
+private func environment(_ name: String) -> UInt64? {
+    getenv(name).flatMap { UInt64(String(cString: $0)) }
+}
+
+/// STILLPOINT_SIM_SEEDS sets how many seeds run; STILLPOINT_SIM_SEED replays a single one.
+@Suite("The simulator")
+struct SimulationTests {
+    private var seeds: Range<UInt64> {
+        if let one = environment("STILLPOINT_SIM_SEED") { return one..<(one + 1) }
+        return 1..<(1 + (environment("STILLPOINT_SIM_SEEDS") ?? 60))
+    }
+
+    private func run(_ faults: Simulator.Options.Faults) {
+        var failures = 0
+        for seed in seeds where failures < 5 {
+            do {
+                try Simulator(seed: seed, options: .init(faults: faults)).run()
+            } catch {
+                failures += 1
+                Issue.record("\(error)")
+            }
+        }
+    }
+
+    @Test("after a crash at any point everything flushed is there, cuts are exact, and every block has one owner")
+    func crashes() { run(.crashesOnly) }
+
+    @Test("the same holds when reads, writes and syncs fail")
+    func errors() { run(.errors) }
+}

@@ -1,0 +1,468 @@
+import BlockIO
+import BlockStore
+import Simulation
+import Testing
+
+/// One seeded history: the production store on a simulated disk, compared with a model after every crash.
+///
+/// A crash may lose a suffix of the operations after the last durable one, and nothing else: what is found must equal
+/// the model after some operation not before the last durable one.
+final class Simulator {
+    struct Failure: Error, CustomStringConvertible {
+        var description: String
+    }
+
+    struct Options {
+        var operations = 90
+        var faults = Faults.crashesOnly
+
+        enum Faults {
+            case crashesOnly
+            /// Also EIO, ENOSPC and failed syncs.
+            case errors
+        }
+    }
+
+    private let seed: UInt64
+    private let options: Options
+    private var generator: SeededGenerator
+    private var disk: SimulatedDisk
+    private var pool: Pool?
+    private var model = PoolModel()
+    /// The model after each operation since the last durable one; the first is that one.
+    private var history: [PoolModel] = [PoolModel()]
+    private var log: [String] = []
+    private var names = 0
+    private var tags: UInt64 = 1
+    private(set) var crashes = 0
+    private(set) var refused = 0
+
+    init(seed: UInt64, options: Options = Options()) {
+        self.seed = seed
+        self.options = options
+        generator = SeededGenerator(seed: seed)
+        let isTight = generator.chance(30)
+        disk = SimulatedDisk(seed: generator.next(), capacityBytes: isTight ? 7 << 20 : .max)
+    }
+
+    private func poolOptions() -> PoolOptions {
+        var options = PoolOptions()
+        options.maxSizeBytes = 24 << 20
+        options.journalBytes = 256 << 10
+        options.cacheBytes = 64 << 10
+        options.overlayEntries = 400
+        options.hasMaintenanceThread = false
+        return options
+    }
+
+    func run() throws {
+        pool = try Pool.create(on: disk, options: poolOptions())
+        for _ in 0..<options.operations {
+            try step()
+            if pool == nil { try recover() }
+        }
+        crash("the end")
+        try recover()
+        try checkReads()
+    }
+
+    private func fail(_ text: String) -> Failure {
+        Failure(description: "seed \(seed): \(text)\n  " + log.suffix(40).joined(separator: "\n  "))
+    }
+
+    // MARK: Crashing
+
+    private func crash(_ why: String) {
+        log.append("crash: \(why)")
+        crashes += 1
+        pool = nil
+    }
+
+    private func recover() throws {
+        disk = generator.chance(15) ? disk.handedOver() : disk.crashed()
+        let opened: Pool
+        do {
+            opened = try Pool.open(on: disk, options: poolOptions())
+        } catch {
+            throw fail("opening failed: \(error)")
+        }
+        let report = PoolChecker.check(opened)
+        guard report.isSound else { throw fail("after recovery: \(report.problems)") }
+        let found = try readAll(opened)
+        guard let index = history.lastIndex(of: found) else {
+            throw fail(difference(found))
+        }
+        log.append("recovered to \(index) of \(history.count - 1)")
+        model = history[index]
+        history = [model]
+        pool = opened
+    }
+
+    private func difference(_ found: PoolModel) -> String {
+        var text = "what was recovered equals no state from the last durable one on (\(history.count) states)"
+        let last = history[history.count - 1]
+        text += "; volumes \(found.volumes.count)/\(last.volumes.count)"
+        text += ", snapshots \(found.snapshots.count)/\(last.snapshots.count)"
+        for (id, volume) in found.volumes {
+            guard let expected = last.volumes[id] else { continue }
+            let changed = Set(volume.sectors.keys).union(expected.sectors.keys)
+                .filter { volume.sectors[$0] != expected.sectors[$0] }.sorted()
+            if !changed.isEmpty { text += "; volume \(id) differs at sectors \(changed.prefix(20))" }
+        }
+        return text
+    }
+
+    // MARK: Reading back
+
+    private static let leafBytes: UInt64 = 1 << 20
+    /// First leaves of the places that are used: neighbours, borders of interior pages, far away.
+    private static let leaves: [UInt64] = [0, 1, 127, 128, 16384, (64 << 20) - 1]
+
+    /// Sectors that an operation may touch in a volume.
+    private static func places(sizeBytes: UInt64) -> [Range<UInt64>] {
+        leaves.compactMap { leaf in
+            let start = leaf * leafBytes / 512
+            guard (leaf + 1) * leafBytes <= sizeBytes else { return nil }
+            return start..<(start + 128)
+        }
+    }
+
+    private func readModel(_ device: any BlockDevice) throws -> VolumeModel {
+        var result = VolumeModel(sizeBytes: device.sizeBytes)
+        for range in Self.places(sizeBytes: device.sizeBytes) {
+            var bytes = [UInt8](repeating: 0, count: range.count * 512)
+            try bytes.withUnsafeMutableBytes { raw in
+                do {
+                    try device.read(at: range.lowerBound * 512, into: raw)
+                } catch {
+                    throw fail("reading sectors \(range) failed: \(error)")
+                }
+                for (index, sector) in range.enumerated() {
+                    let part = UnsafeRawBufferPointer(rebasing: raw[(index * 512)..<((index + 1) * 512)])
+                    guard let tag = Sector.tag(part) else { throw fail("sector \(sector) is torn") }
+                    if tag != 0 { result.sectors[sector] = tag }
+                }
+            }
+        }
+        return result
+    }
+
+    private func readAll(_ pool: Pool) throws -> PoolModel {
+        var result = PoolModel()
+        for volume in pool.volumes() {
+            result.volumes[volume.id] = try readModel(try pool.device(of: volume.id))
+            if let origin = volume.clonedFrom { result.origins[volume.id] = origin.snapshot }
+        }
+        for snapshot in pool.snapshots() {
+            var members: [VolumeID: VolumeModel] = [:]
+            for member in snapshot.members {
+                members[member.volume] = try readModel(try pool.device(of: snapshot.id, volume: member.volume))
+            }
+            result.snapshots[snapshot.id] = SnapshotModel(
+                name: snapshot.name, members: members, attributes: snapshot.attributes, kind: snapshot.kind)
+        }
+        return result
+    }
+
+    private func checkReads() throws {
+        disk.setPlan(nil)
+        guard let pool, try readAll(pool) == model else { throw fail("a read gave other data than was written") }
+    }
+
+    // MARK: Operations
+
+    /// Runs one operation on pool and model. The model changes when the operation succeeds, or when power was lost
+    /// during it; then either outcome is allowed.
+    private func attempt(
+        _ name: String, isDurable: Bool, change: (inout PoolModel) -> Void, _ body: (Pool) throws -> Void
+    )
+        throws
+    {
+        guard let pool else { return }
+        log.append(name)
+        var changed = model
+        change(&changed)
+        do {
+            try body(pool)
+            model = changed
+            history = isDurable ? [model] : history + [model]
+        } catch let error as Failure {
+            throw error
+        } catch {
+            log.append("  -> \(error)")
+            refused += 1
+            if disk.isDead {
+                history.append(changed)
+                crash("power loss")
+            } else if case .readOnly = pool.statistics.state {
+                history.append(changed)
+                crash("the pool failed")
+            } else if options.faults == .crashesOnly, !isNoSpace(error) {
+                throw fail("\(name) failed: \(error)")
+            }
+        }
+    }
+
+    private func isNoSpace(_ error: any Error) -> Bool {
+        (error as? BlockError) == .noSpace || (error as? PoolError) == .noSpace
+    }
+
+    private func plan() {
+        let base = disk.callCount
+        let at = base + 1 + generator.below(40)
+        if generator.chance(25) {
+            disk.setPlan { call, _ in call == at ? .powerLoss : nil }
+        } else if options.faults == .errors, generator.chance(30) {
+            let kind = generator.below(3)
+            disk.setPlan { call, kindOfCall in
+                guard call >= at else { return nil }
+                switch (kind, kindOfCall) {
+                case (0, .sync): return call < at + 20 ? .fail(errno: 5) : nil
+                case (1, .write): return call == at ? .fail(errno: 28) : nil
+                case (2, .read), (2, .write): return call == at ? .fail(errno: 5) : nil
+                default: return nil
+                }
+            }
+        } else {
+            disk.setPlan(nil)
+        }
+    }
+
+    private func step() throws {
+        if generator.chance(20) { plan() }
+        if generator.chance(2) { return crash("at once") }
+        let volumes = model.volumes.keys.sorted { $0.description < $1.description }
+        guard let volume = volumes.isEmpty ? nil : volumes[Int(generator.below(UInt64(volumes.count)))] else {
+            return try createVolume()
+        }
+        switch generator.below(100) {
+        case 0..<40: try write(volume)
+        case 40..<50: try unmap(volume)
+        case 50..<55: try compareAndWrite(volume)
+        case 55..<65: try flush(volume)
+        case 65..<74: try snapshot(volumes)
+        case 74..<80: try deleteSnapshot()
+        case 80..<84: try clone()
+        case 84..<88: try revert()
+        case 88..<90: try createVolume()
+        case 90..<92: try deleteVolume(volume)
+        case 92..<94: try resize(volume)
+        case 94..<95: try setAttributes()
+        case 95..<96: try checkReads()
+        case 96..<97: try reopen()
+        default: try attempt("maintain", isDurable: true, change: { _ in }, { try $0.maintain() })
+        }
+    }
+
+    private func pickRange(_ volume: VolumeID, aligned: Bool) -> Range<UInt64>? {
+        let places = Self.places(sizeBytes: model.volumes[volume]!.sizeBytes)
+        guard !places.isEmpty else { return nil }
+        let place = places[Int(generator.below(UInt64(places.count)))]
+        let unit: UInt64 = aligned ? 8 : 1
+        let first = generator.below(128 / unit) * unit
+        let limit = min(128 - first, aligned ? 64 : 24)
+        let count = max(unit, generator.below(limit + 1) / unit * unit)
+        return (place.lowerBound + first)..<(place.lowerBound + first + min(count, 128 - first))
+    }
+
+    private func nextTag() -> UInt64 {
+        tags += 1
+        return tags << 40
+    }
+
+    private func write(_ volume: VolumeID) throws {
+        guard let range = pickRange(volume, aligned: generator.chance(70)) else { return }
+        let tag = generator.chance(10) ? 0 : nextTag()
+        let isDurable = generator.chance(10)
+        let bytes = Sector.run(range, tag: tag)
+        try attempt(
+            "write \(volume.description.prefix(4)) \(range) \(tag >> 40) \(isDurable ? "durable" : "")",
+            isDurable: isDurable,
+            change: { $0.volumes[volume]!.write(range, tag: tag) },
+            { pool in
+                try pool.device(of: volume).write(
+                    bytes, at: range.lowerBound * 512, durability: isDurable ? .durable : .cached)
+            })
+    }
+
+    private func unmap(_ volume: VolumeID) throws {
+        if generator.chance(15) {
+            let size = model.volumes[volume]!.sizeBytes
+            return try attempt(
+                "unmap all of \(volume.description.prefix(4))", isDurable: false,
+                change: { $0.volumes[volume]!.unmap(0..<(size / 512)) },
+                { try $0.device(of: volume).unmap(at: 0, lengthBytes: size) })
+        }
+        guard let range = pickRange(volume, aligned: true) else { return }
+        try attempt(
+            "unmap \(volume.description.prefix(4)) \(range)", isDurable: false,
+            change: { $0.volumes[volume]!.unmap(range) },
+            { try $0.device(of: volume).unmap(at: range.lowerBound * 512, lengthBytes: UInt64(range.count) * 512) })
+    }
+
+    private func compareAndWrite(_ volume: VolumeID) throws {
+        guard let range = pickRange(volume, aligned: false) else { return }
+        let sectors = model.volumes[volume]!.sectors
+        var expected: [UInt8] = []
+        for sector in range {
+            var bytes = [UInt8](repeating: 0, count: 512)
+            bytes.withUnsafeMutableBytes { Sector.fill($0, tag: sectors[sector] ?? 0) }
+            expected += bytes
+        }
+        let tag = nextTag()
+        let replacement = Sector.run(range, tag: tag)
+        let spoils = generator.chance(30)
+        if spoils { expected[Int(generator.below(UInt64(expected.count)))] ^= 0xff }
+        try attempt(
+            "compare and write \(volume.description.prefix(4)) \(range) \(tag >> 40) \(spoils ? "(differs)" : "")",
+            isDurable: false,
+            change: { if !spoils { $0.volumes[volume]!.write(range, tag: tag) } },
+            { pool in
+                do {
+                    let device = try pool.device(of: volume)
+                    try expected.withUnsafeBytes { old in
+                        try replacement.withUnsafeBytes { new in
+                            try device.compareAndWrite(
+                                at: range.lowerBound * 512, expected: old, replacement: new, durability: .cached)
+                        }
+                    }
+                    if spoils { throw self.fail("a comparison with other data succeeded") }
+                } catch BlockError.miscompare where spoils {
+                }
+            })
+    }
+
+    private func flush(_ volume: VolumeID) throws {
+        try attempt("flush", isDurable: true, change: { _ in }, { try $0.device(of: volume).flush() })
+    }
+
+    /// Identifiers follow from the seed too, so that a history can be replayed.
+    private func newID() -> String {
+        let digits = Array(String(generator.next() | 1 << 63, radix: 16) + String(generator.next() | 1 << 63, radix: 16))
+        return [0..<8, 8..<12, 12..<16, 16..<20, 20..<32].map { String(digits[$0]) }.joined(separator: "-")
+    }
+
+    private func newName(_ prefix: String) -> String {
+        names += 1
+        return "\(prefix)\(names)"
+    }
+
+    private func createVolume() throws {
+        guard model.volumes.count < 4 else { return }
+        let id = VolumeID(newID())!
+        let sizes: [UInt64] = [2 << 20, 200 << 20, 1 << 40, 64 << 40]
+        let size = sizes[Int(generator.below(4))]
+        let name = newName("v")
+        try attempt(
+            "create \(id.description.prefix(4)) \(name)", isDurable: true,
+            change: { $0.volumes[id] = VolumeModel(sizeBytes: size) },
+            { _ = try $0.createVolume(id: id, name: name, sizeBytes: size) })
+    }
+
+    private func deleteVolume(_ volume: VolumeID) throws {
+        guard !model.snapshots.values.contains(where: { $0.members[volume] != nil }) else {
+            #expect(throws: PoolError.self) { try pool!.deleteVolume(volume) }
+            return
+        }
+        try attempt(
+            "delete volume \(volume.description.prefix(4))", isDurable: true,
+            change: {
+                $0.volumes[volume] = nil
+                $0.origins[volume] = nil
+            },
+            { try $0.deleteVolume(volume) })
+    }
+
+    private func resize(_ volume: VolumeID) throws {
+        let sizes: [UInt64] = [2 << 20, 129 << 20, 200 << 20, 64 << 40]
+        let size = sizes[Int(generator.below(4))]
+        try attempt(
+            "resize \(volume.description.prefix(4)) to \(size)", isDurable: true,
+            change: { $0.volumes[volume]!.resize(size) },
+            { try $0.resizeVolume(volume, sizeBytes: size) })
+    }
+
+    private func snapshot(_ volumes: [VolumeID]) throws {
+        guard model.snapshots.count < 8 else { return }
+        let members = volumes.filter { _ in generator.chance(60) }
+        guard !members.isEmpty else { return }
+        let id = SnapshotID(newID())!
+        let name = newName("s")
+        let attributes = [UInt8](repeating: UInt8(truncatingIfNeeded: names), count: Int(generator.below(6000)))
+        try attempt(
+            "snapshot \(id.description.prefix(4)) \(name) of \(members.count)", isDurable: true,
+            change: { model in
+                model.snapshots[id] = SnapshotModel(
+                    name: name, members: model.volumes.filter { members.contains($0.key) }, attributes: attributes,
+                    kind: .user)
+            },
+            { _ = try $0.createSnapshot(id: id, name: name, volumes: members, attributes: attributes) })
+    }
+
+    private func pickSnapshot() -> SnapshotID? {
+        let all = model.snapshots.keys.sorted { $0.description < $1.description }
+        return all.isEmpty ? nil : all[Int(generator.below(UInt64(all.count)))]
+    }
+
+    private func deleteSnapshot() throws {
+        guard let id = pickSnapshot() else { return }
+        guard !model.origins.values.contains(id) else {
+            #expect(throws: PoolError.self) { try pool!.deleteSnapshot(id) }
+            return
+        }
+        try attempt(
+            "delete snapshot \(id.description.prefix(4))", isDurable: true, change: { $0.snapshots[id] = nil },
+            { try $0.deleteSnapshot(id) })
+    }
+
+    private func setAttributes() throws {
+        guard let id = pickSnapshot() else { return }
+        let attributes = [UInt8](repeating: UInt8(truncatingIfNeeded: tags), count: Int(generator.below(9000)))
+        try attempt(
+            "set attributes of \(id.description.prefix(4))", isDurable: true,
+            change: { $0.snapshots[id]!.attributes = attributes },
+            { try $0.setAttributes(of: id, attributes) })
+    }
+
+    private func clone() throws {
+        guard model.volumes.count < 5, let snapshot = pickSnapshot() else { return }
+        let members = model.snapshots[snapshot]!.members
+        let source = members.keys.sorted { $0.description < $1.description }[0]
+        let id = VolumeID(newID())!
+        let name = newName("c")
+        try attempt(
+            "clone \(snapshot.description.prefix(4)) as \(id.description.prefix(4))", isDurable: true,
+            change: {
+                $0.volumes[id] = members[source]!
+                $0.origins[id] = snapshot
+            },
+            { _ = try $0.clone(snapshot: snapshot, volume: source, newID: id, name: name) })
+    }
+
+    private func revert() throws {
+        guard model.snapshots.count < 10, let snapshot = pickSnapshot() else { return }
+        let members = model.snapshots[snapshot]!.members
+        let volumes = members.keys.filter { model.volumes[$0] != nil }.sorted { $0.description < $1.description }
+        guard !volumes.isEmpty else { return }
+        let kept = SnapshotID(newID())!
+        let name = newName("k")
+        try attempt(
+            "revert to \(snapshot.description.prefix(4)) keeping \(kept.description.prefix(4))", isDurable: true,
+            change: { model in
+                model.snapshots[kept] = SnapshotModel(
+                    name: name, members: model.volumes.filter { volumes.contains($0.key) }, attributes: [],
+                    kind: .beforeRevert)
+                for volume in volumes { model.volumes[volume] = members[volume]! }
+            },
+            { _ = try $0.revert(volumes: volumes, to: snapshot, keepAs: kept, keepName: name, attributes: []) })
+    }
+
+    private func reopen() throws {
+        try attempt("close", isDurable: true, change: { _ in }, { try $0.close() })
+        guard pool != nil else { return }
+        disk.setPlan(nil)
+        pool = nil
+        disk = disk.handedOver()
+        try recover()
+    }
+}

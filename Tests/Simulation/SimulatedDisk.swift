@@ -1,0 +1,298 @@
+public import BlockIO
+internal import Synchronization
+
+/// A disk that lies as real ones do: writes stay in a volatile cache until a sync; a crash keeps any part of what was
+/// not synced, in pieces of 512 bytes; calls fail when a plan says so; blocks rot.
+public final class SimulatedDisk: StorageFile {
+    public static let blockBytes = 4096
+
+    /// One call that can fail.
+    public enum Call: Sendable, Equatable {
+        case read(block: UInt64)
+        case write(block: UInt64)
+        case sync
+        case punch
+        case allocate
+    }
+
+    /// What happens to a call.
+    public enum Fault: Sendable, Equatable {
+        case fail(errno: Int32)
+        /// Power is lost in the middle of the call; all later calls fail.
+        case powerLoss
+        /// The call says it succeeded and did nothing.
+        case lost
+        /// The write goes to this block instead.
+        case misdirect(block: UInt64)
+    }
+
+    private enum Change {
+        case write(offset: UInt64, bytes: [UInt8])
+        case punch(offset: UInt64, lengthBytes: UInt64)
+    }
+
+    private struct State {
+        var durable: [UInt64: [UInt8]] = [:]
+        var live: [UInt64: [UInt8]] = [:]
+        var pending: [Change] = []
+        var backed: Set<UInt64> = []
+        var sizeBytes: UInt64 = 0
+        var isDead = false
+        var calls: UInt64 = 0
+        var plan: (@Sendable (UInt64, Call) -> Fault?)?
+        var generator: SeededGenerator
+    }
+
+    private let state: Mutex<State>
+    /// Blocks that the disk can back; more answer ENOSPC.
+    private let capacityBlocks: Int
+    public let canGrow: Bool
+
+    public init(seed: UInt64, capacityBytes: UInt64 = .max, fixedSizeBytes: UInt64? = nil) {
+        var initial = State(generator: SeededGenerator(seed: seed))
+        initial.sizeBytes = fixedSizeBytes ?? 0
+        state = Mutex(initial)
+        capacityBlocks = capacityBytes == .max ? Int.max : Int(capacityBytes / UInt64(Self.blockBytes))
+        canGrow = fixedSizeBytes == nil
+    }
+
+    private init(
+        durable: [UInt64: [UInt8]], sizeBytes: UInt64, backed: Set<UInt64>, seed: UInt64, like other: SimulatedDisk
+    ) {
+        var initial = State(generator: SeededGenerator(seed: seed))
+        initial.durable = durable
+        initial.live = durable
+        initial.sizeBytes = sizeBytes
+        initial.backed = backed
+        state = Mutex(initial)
+        capacityBlocks = other.capacityBlocks
+        canGrow = other.canGrow
+    }
+
+    // MARK: Control
+
+    /// Calls so far.
+    public var callCount: UInt64 { state.withLock { $0.calls } }
+
+    /// Decides for each later call, by its number, whether it fails; nil lets all pass.
+    public func setPlan(_ plan: (@Sendable (UInt64, Call) -> Fault?)?) { state.withLock { $0.plan = plan } }
+
+    public var isDead: Bool { state.withLock { $0.isDead } }
+
+    /// Blocks that occupy storage.
+    public var backedBlocks: Int { state.withLock { $0.backed.count } }
+
+    /// Cuts the power and returns the disk as it is afterwards: what was synced, and of the rest whatever chance kept.
+    public func crashed() -> SimulatedDisk {
+        state.withLock { state in
+            state.isDead = true
+            var generator = state.generator
+            var image = state.durable
+            let keepsMost = generator.chance(50)
+            for change in state.pending where generator.chance(keepsMost ? 80 : 30) {
+                Self.apply(change, to: &image, tearing: &generator)
+            }
+            return SimulatedDisk(
+                durable: image, sizeBytes: state.sizeBytes, backed: state.backed, seed: generator.next(), like: self)
+        }
+    }
+
+    /// The disk as a process finds it that starts after the one before was killed: nothing is lost.
+    public func handedOver() -> SimulatedDisk {
+        state.withLock { state in
+            state.isDead = true
+            var generator = state.generator
+            return SimulatedDisk(
+                durable: state.live, sizeBytes: state.sizeBytes, backed: state.backed, seed: generator.next(),
+                like: self)
+        }
+    }
+
+    /// Changes one bit of a block, on the medium and in what later reads see.
+    public func rot(block: UInt64, bit: Int) {
+        state.withLock { state in
+            for path in [\State.durable, \State.live] {
+                var bytes = state[keyPath: path][block] ?? [UInt8](repeating: 0, count: Self.blockBytes)
+                bytes[bit / 8] ^= 1 << UInt8(bit % 8)
+                state[keyPath: path][block] = bytes
+            }
+        }
+    }
+
+    /// Blocks that hold something.
+    public var occupiedBlocks: [UInt64] { state.withLock { $0.live.keys.sorted() } }
+
+    // MARK: StorageFile
+
+    public var sizeBytes: UInt64 { state.withLock { $0.sizeBytes } }
+
+    public var availableBytes: UInt64? {
+        state.withLock { state in
+            capacityBlocks == Int.max ? nil : UInt64(max(0, capacityBlocks - state.backed.count) * Self.blockBytes)
+        }
+    }
+
+    /// Throws, or tells what else happens to the call.
+    private func begin(_ call: Call, _ state: inout State) throws(StorageError) -> Fault? {
+        guard !state.isDead else { throw StorageError(errno: 5) }
+        state.calls += 1
+        let fault = state.plan?(state.calls, call)
+        switch fault {
+        case .fail(let errno): throw StorageError(errno: errno)
+        case .powerLoss where call == .sync:
+            state.isDead = true
+            throw StorageError(errno: 5)
+        default: return fault
+        }
+    }
+
+    public func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StorageError) {
+        try state.withLock { state throws(StorageError) in
+            if case .powerLoss = try begin(.read(block: offset / UInt64(Self.blockBytes)), &state) {
+                state.isDead = true
+                throw StorageError(errno: 5)
+            }
+            forEachPiece(offset, buffer.count) { block, within, at, count in
+                let target = UnsafeMutableRawBufferPointer(rebasing: buffer[at..<(at + count)])
+                if let bytes = state.live[block] {
+                    bytes.withUnsafeBytes {
+                        target.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[within..<(within + count)]))
+                    }
+                } else {
+                    target.initializeMemory(as: UInt8.self, repeating: 0)
+                }
+            }
+        }
+    }
+
+    public func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(StorageError) {
+        try state.withLock { state throws(StorageError) in
+            var offset = offset
+            switch try begin(.write(block: offset / UInt64(Self.blockBytes)), &state) {
+            case .lost: return
+            case .misdirect(let block): offset = block * UInt64(Self.blockBytes)
+            case .powerLoss:
+                state.pending.append(.write(offset: offset, bytes: Array(buffer)))
+                state.isDead = true
+                throw StorageError(errno: 5)
+            default: break
+            }
+            try back(offset, UInt64(buffer.count), &state)
+            let change = Change.write(offset: offset, bytes: Array(buffer))
+            Self.apply(change, to: &state.live)
+            state.pending.append(change)
+        }
+    }
+
+    public func sync() throws(StorageError) {
+        try state.withLock { state throws(StorageError) in
+            let fault: Fault?
+            do throws(StorageError) {
+                fault = try begin(.sync, &state)
+            } catch {
+                // The kernel has marked what it could not write as clean: some of it never reaches the disk.
+                var generator = state.generator
+                if !state.isDead { state.pending = state.pending.filter { _ in generator.chance(50) } }
+                state.generator = generator
+                throw error
+            }
+            if fault == .lost { return }
+            for change in state.pending { Self.apply(change, to: &state.durable) }
+            state.pending = []
+        }
+    }
+
+    public func punchHole(at offset: UInt64, lengthBytes: UInt64) throws(StorageError) {
+        try state.withLock { state throws(StorageError) in
+            if case .powerLoss = try begin(.punch, &state) {
+                state.pending.append(.punch(offset: offset, lengthBytes: lengthBytes))
+                state.isDead = true
+                throw StorageError(errno: 5)
+            }
+            let change = Change.punch(offset: offset, lengthBytes: lengthBytes)
+            Self.apply(change, to: &state.live)
+            state.pending.append(change)
+            let first = offset / UInt64(Self.blockBytes)
+            for block in first..<(first + lengthBytes / UInt64(Self.blockBytes)) { state.backed.remove(block) }
+        }
+    }
+
+    public func allocate(at offset: UInt64, lengthBytes: UInt64) throws(StorageError) {
+        try state.withLock { state throws(StorageError) in
+            if case .powerLoss = try begin(.allocate, &state) {
+                state.isDead = true
+                throw StorageError(errno: 5)
+            }
+            try back(offset, lengthBytes, &state)
+        }
+    }
+
+    public func close() {}
+
+    // MARK: Parts
+
+    private func back(_ offset: UInt64, _ lengthBytes: UInt64, _ state: inout State) throws(StorageError) {
+        let blockBytes = UInt64(Self.blockBytes)
+        if !canGrow {
+            guard offset + lengthBytes <= state.sizeBytes else { throw StorageError(errno: 28) }
+            return
+        }
+        let blocks = (offset / blockBytes)..<((offset + lengthBytes + blockBytes - 1) / blockBytes)
+        if capacityBlocks != Int.max {
+            let missing = blocks.filter { !state.backed.contains($0) }
+            guard state.backed.count + missing.count <= capacityBlocks else { throw StorageError(errno: 28) }
+            state.backed.formUnion(missing)
+        } else {
+            state.backed.formUnion(blocks)
+        }
+        state.sizeBytes = max(state.sizeBytes, offset + lengthBytes)
+    }
+
+    private static func apply(_ change: Change, to image: inout [UInt64: [UInt8]]) {
+        switch change {
+        case .write(let offset, let bytes): put(bytes[...], at: offset, into: &image)
+        case .punch(let offset, let lengthBytes):
+            let first = offset / UInt64(blockBytes)
+            for block in first..<(first + lengthBytes / UInt64(blockBytes)) { image[block] = nil }
+        }
+    }
+
+    /// Applies a change as a crash does: whole, or some of its sectors.
+    private static func apply(
+        _ change: Change, to image: inout [UInt64: [UInt8]], tearing generator: inout SeededGenerator
+    ) {
+        guard case .write(let offset, let bytes) = change, generator.chance(30) else {
+            return apply(change, to: &image)
+        }
+        for at in stride(from: 0, to: bytes.count, by: 512) where generator.chance(50) {
+            put(bytes[at..<min(at + 512, bytes.count)], at: offset + UInt64(at), into: &image)
+        }
+    }
+
+    private static func put(_ bytes: ArraySlice<UInt8>, at offset: UInt64, into image: inout [UInt64: [UInt8]]) {
+        forEachPiece(offset, bytes.count) { block, within, at, count in
+            let part = bytes[(bytes.startIndex + at)..<(bytes.startIndex + at + count)]
+            if count == blockBytes {
+                image[block] = Array(part)
+            } else {
+                image[block, default: [UInt8](repeating: 0, count: blockBytes)]
+                    .replaceSubrange(within..<(within + count), with: part)
+            }
+        }
+    }
+
+    private func forEachPiece(_ offset: UInt64, _ length: Int, _ body: (UInt64, Int, Int, Int) -> Void) {
+        Self.forEachPiece(offset, length, body)
+    }
+
+    private static func forEachPiece(_ offset: UInt64, _ length: Int, _ body: (UInt64, Int, Int, Int) -> Void) {
+        var at = 0
+        while at < length {
+            let position = offset + UInt64(at)
+            let within = Int(position % UInt64(blockBytes))
+            let count = min(length - at, blockBytes - within)
+            body(position / UInt64(blockBytes), within, at, count)
+            at += count
+        }
+    }
+}
