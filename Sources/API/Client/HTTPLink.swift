@@ -141,11 +141,15 @@ package final class HTTPLink: Sendable {
         let promise = channel.eventLoop.makePromise(of: HTTPAnswer.self)
         let channel = channel
         let timer = channel.eventLoop.scheduleTask(deadline: deadline) {
-            channel.triggerUserOutboundEvent(HTTPLinkHandler.TimeOut(), promise: nil)
+            promise.fail(HTTPFault.timedOut)
+            channel.close(promise: nil)
         }
         defer { timer.cancel() }
         return try await withTaskCancellationHandler {
-            channel.writeAndFlush(HTTPLinkHandler.Exchange(call: call, promise: promise), promise: nil)
+            let written = channel.eventLoop.makePromise(of: Void.self)
+            // On a connection that was closed just now no handler is left to fail the exchange.
+            written.futureResult.whenFailure { _ in promise.fail(HTTPFault.broken("the connection was closed")) }
+            channel.writeAndFlush(HTTPLinkHandler.Exchange(call: call, promise: promise), promise: written)
             return try await promise.futureResult.get()
         } onCancel: {
             channel.close(promise: nil)
@@ -217,8 +221,6 @@ private final class HTTPLinkHandler: ChannelDuplexHandler {
         var promise: EventLoopPromise<HTTPAnswer>
     }
 
-    struct TimeOut: Sendable {}
-
     private struct Pending {
         var promise: EventLoopPromise<HTTPAnswer>
         var status = 0
@@ -273,7 +275,9 @@ private final class HTTPLinkHandler: ChannelDuplexHandler {
     func write(context: ChannelHandlerContext, data: NIOAny, promise: EventLoopPromise<Void>?) {
         let exchange = unwrapOutboundIn(data)
         guard pending == nil, context.channel.isActive else {
-            exchange.promise.fail(HTTPFault.broken("the connection is closed"))
+            let fault = HTTPFault.broken("the connection is closed")
+            exchange.promise.fail(fault)
+            promise?.fail(fault)
             return
         }
         pending = Pending(promise: exchange.promise)
@@ -292,15 +296,6 @@ private final class HTTPLinkHandler: ChannelDuplexHandler {
             context.write(wrapOutboundOut(.body(.byteBuffer(ByteBuffer(bytes: body)))), promise: nil)
         }
         context.write(wrapOutboundOut(.end(nil)), promise: promise)
-    }
-
-    func triggerUserOutboundEvent(context: ChannelHandlerContext, event: Any, promise: EventLoopPromise<Void>?) {
-        if event is TimeOut {
-            promise?.succeed()
-            fail(HTTPFault.timedOut, context: context)
-        } else {
-            context.triggerUserOutboundEvent(event, promise: promise)
-        }
     }
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
