@@ -18,6 +18,7 @@ struct NodeClientTests {
             + #""createdAt":"2026-11-21T03:00:00.000Z","steps":[\#(steps.joined(separator: ","))]}"#
     }
 
+    @discardableResult
     private func with<Value>(
         token: String? = "secret", _ answer: @escaping @Sendable (StubServer.Request) -> StubServer.Answer,
         _ body: (NodeClient, StubServer) async throws -> Value

@@ -24,7 +24,7 @@ struct LocalAttachment: Sendable {
     /// Waits in steps of this, for what other programs do.
     static let pollSeconds = 0.02
     static let startTimeoutSeconds = 30.0
-    static let flushTimeoutSeconds = 60.0
+    static let flushTimeoutSeconds = 30.0
 
     // MARK: Attach
 

@@ -20,7 +20,8 @@ struct Status: NodeCommand {
         text.add("Pool", state)
         text.add(
             "Space",
-            "\(Show.bytes(pool.usedBytes)) of \(Show.bytes(pool.sizeBytes)) used, \(Show.bytes(pool.freeBytes)) free")
+            "\(Show.bytes(pool.usedBytes)) used, \(Show.bytes(pool.freeBytes)) free, at most \(Show.bytes(pool.sizeBytes))"
+        )
         text.add("Volumes", "\(status.volumeCount)")
         text.add("Snapshots", "\(status.snapshotCount)")
         text.add("Agents", "\(status.agentCount), \(status.reachableAgentCount) reachable")
