@@ -171,7 +171,12 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ] + nio,
             swiftSettings: strict),
-        .testTarget(name: "CLITests", dependencies: ["API", "stillpoint"], swiftSettings: strict),
+        .testTarget(
+            name: "CLITests",
+            dependencies: [
+                "API", "stillpoint", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: strict),
         .testTarget(name: "StyleTests", swiftSettings: strict),
         .testTarget(name: "SystemTests", dependencies: ["API"], swiftSettings: strict),
     ]
