@@ -165,6 +165,19 @@ let package = Package(
             name: "CatalogTests", dependencies: ["Catalog", .product(name: "GRDB", package: "GRDB.swift")],
             swiftSettings: strict),
         .testTarget(
+            name: "NodeTests",
+            dependencies: [
+                "API", "BlockIO", "BlockStore", "Catalog", "ISCSI", "Node",
+                .product(name: "AsyncHTTPClient", package: "async-http-client"),
+                .product(name: "Crypto", package: "swift-crypto"),
+                .product(name: "Logging", package: "swift-log"),
+                .product(name: "NIOHTTP1", package: "swift-nio"),
+                .product(name: "NIOSSL", package: "swift-nio-ssl"),
+                .product(name: "SwiftASN1", package: "swift-asn1"),
+                .product(name: "X509", package: "swift-certificates"),
+            ] + nio,
+            swiftSettings: strict),
+        .testTarget(
             name: "NodeSagaTests",
             dependencies: [
                 "API", "BlockIO", "BlockStore", "Catalog", "Node", "Protection",

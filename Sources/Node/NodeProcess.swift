@@ -25,6 +25,7 @@ final class NodeProcess: Sendable {
     private let threads: NIOThreadPool
     private let logger: Logger
     private let recordFile = Mutex<RunDirectoryFile?>(nil)
+    private let group = Mutex<ServiceGroup?>(nil)
 
     /// Threads for the pool's control operations and for closing.
     private static let threadCount = 4
@@ -143,11 +144,11 @@ final class NodeProcess: Sendable {
 
     /// Runs until a signal asks it to end. The sagas that a crash cut short are ended first; requests are taken from
     /// the moment their volumes are reserved.
-    func run() async throws {
+    func run(endingOn signals: [UnixSignal] = [.sigterm, .sigint]) async throws {
         let recovery = Task { await recover() }
         await waitBriefly(for: recovery)
         let api = try makeAPI()
-        var group = ServiceGroupConfiguration(
+        var settings = ServiceGroupConfiguration(
             services: [
                 // Ended in reverse order.
                 .init(service: TargetService(server: iscsi, graceSeconds: configuration.shutdownGraceSeconds)),
@@ -156,10 +157,12 @@ final class NodeProcess: Sendable {
                     service: ControlService(
                         api: api, jobs: services.jobs, graceSeconds: configuration.shutdownGraceSeconds)),
             ],
-            gracefulShutdownSignals: [.sigterm, .sigint], logger: logger)
-        group.maximumGracefulShutdownDuration = .seconds(2 * configuration.shutdownGraceSeconds + 10)
+            gracefulShutdownSignals: signals, logger: logger)
+        settings.maximumGracefulShutdownDuration = .seconds(2 * configuration.shutdownGraceSeconds + 10)
+        let running = ServiceGroup(configuration: settings)
+        group.withLock { $0 = running }
         do {
-            try await ServiceGroup(configuration: group).run()
+            try await running.run()
         } catch let error as IOError {
             throw ServeFailure("cannot listen for the API on \(configuration.apiListen): \(Self.reason(error))")
         } catch is CancellationError {
@@ -167,6 +170,9 @@ final class NodeProcess: Sendable {
         }
         recovery.cancel()
     }
+
+    /// Ends ``run(endingOn:)`` as a signal would.
+    func end() async { await group.withLock { $0 }?.triggerGracefulShutdown() }
 
     private func recover() async {
         do {

@@ -1,7 +1,8 @@
 import Crypto
 import Foundation
+import SwiftASN1
 import Testing
-import X509
+@_spi(FixedExpiryValidationTime) import X509
 
 @testable import Node
 
@@ -19,7 +20,7 @@ struct IdentityTests {
         _ certificate: Certificate, by authority: Certificate, at date: Date = .now
     ) async -> Bool {
         var verifier = Verifier(rootCertificates: CertificateStore([authority])) {
-            RFC5280Policy(fixedValidationTime: date)
+            RFC5280Policy(fixedExpiryValidationTime: date)
         }
         let result = await verifier.validate(leaf: certificate, intermediates: CertificateStore([]))
         if case .validCertificate = result { return true }

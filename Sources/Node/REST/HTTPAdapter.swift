@@ -32,8 +32,8 @@ struct NodeRequestContext: RequestContext {
     }
 
     /// True for a client on this machine.
-    var isLoopback: Bool {
-        guard let address = remoteAddress?.ipAddress else { return false }
+    static func isLoopback(_ address: SocketAddress?) -> Bool {
+        guard let address = address?.ipAddress else { return false }
         return address.hasPrefix("127.") || address == "::1" || address.hasPrefix("::ffff:127.")
     }
 }
@@ -82,7 +82,7 @@ struct HTTPAdapter: Sendable {
     private func authorise(_ request: Request, _ context: NodeRequestContext, _ route: Route) throws {
         switch route.access {
         case .open, .enrolment: return
-        case .loopbackOrAdministrator where context.isLoopback: return
+        case .loopbackOrAdministrator where NodeRequestContext.isLoopback(context.remoteAddress): return
         case .loopbackOrAdministrator, .administrator: break
         }
         guard let header = request.headers[.authorization] else {

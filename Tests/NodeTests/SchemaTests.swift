@@ -1,0 +1,170 @@
+import API
+import Foundation
+import Testing
+
+@testable import Node
+
+/// Holds the documented schemas against what the types really encode.
+@Suite("Schemas")
+struct SchemaTests {
+    struct Sample: Sendable, CustomTestStringConvertible {
+        var schema: String
+        /// With every optional field set.
+        var full: Data
+        /// With none set.
+        var least: Data
+        var testDescription: String { schema }
+
+        init(_ schema: String, _ full: some Encodable, _ least: some Encodable) {
+            self.schema = schema
+            self.full = (try? APIJSON.encoder().encode(full)) ?? Data()
+            self.least = (try? APIJSON.encoder().encode(least)) ?? Data()
+        }
+
+        init(_ schema: String, _ only: some Encodable) { self.init(schema, only, only) }
+    }
+
+    static let now = Date(timeIntervalSince1970: 1_800_000_000)
+    static let failure = APIFailure(status: 400, code: "c", message: "m", hint: "h")
+    static let export = ExportInfo(iqn: "i", lun: 0, portals: ["p"])
+    static let member = MemberEvidence(
+        agent: "a", plugin: "p", layer: .application, resource: "r", label: "l", volumes: ["v"], heldBeforeCut: true,
+        releasedAfterCut: true, stillHeldAtRelease: true, quietSeconds: 1, quiesceSeconds: 1, failure: "f",
+        artifacts: ["a": "b"])
+    static let evidence = EvidenceInfo(
+        requested: .crash, policy: .require, achieved: .crash, reasons: ["r"],
+        cut: CutInfo(epoch: 1, startedAt: now, durationSeconds: 1), members: [member])
+    static let snapshot = SnapshotInfo(
+        id: "i", name: "n", kind: .user, volumes: ["v"], createdAt: now, requestedConsistency: .crash,
+        achievedConsistency: .crash, quietSeconds: 0, sizeBytes: 1, clones: ["c"], evidence: evidence)
+    static let revert = RevertResult(volumes: ["v"], revertedTo: "s", keptSnapshot: "k", steps: ["s"])
+    static let plugin = PluginInfo(name: "n", version: "1", layer: .application)
+    static let resource = ResourceInfo(
+        plugin: "p", layer: .application, id: "i", label: "l", volumes: ["v"], details: ["a": "b"])
+    static let pool = PoolStatus(state: .full, sizeBytes: 1, usedBytes: 1, freeBytes: 0, failure: "f")
+
+    static let samples: [Sample] = [
+        Sample("Failure", failure, APIFailure(status: 400, code: "c", message: "m")),
+        Sample("VolumeInfo", volume("s"), volume(nil)), Sample("ExportInfo", export),
+        Sample(
+            "VolumeCreateRequest", VolumeCreateRequest(name: "n", sizeBytes: 1, export: true),
+            VolumeCreateRequest(name: "n", sizeBytes: 1)),
+        Sample("VolumeResizeRequest", VolumeResizeRequest(sizeBytes: 1)),
+        Sample(
+            "RevertRequest", RevertRequest(volumes: ["v"], snapshot: "s", undo: true, drive: true, dryRun: true),
+            RevertRequest(volumes: ["v"], snapshot: nil)),
+        Sample("RevertResult", revert, RevertResult(volumes: ["v"], revertedTo: "s", keptSnapshot: nil, steps: [])),
+        Sample(
+            "CloneRequest", CloneRequest(snapshot: "s", volume: "v", name: "n", export: true),
+            CloneRequest(snapshot: "s", name: "n")),
+        Sample(
+            "TargetInfo",
+            TargetInfo(iqn: "i", portals: ["p"], luns: [], access: [], sessions: [])),
+        Sample("LUNInfo", LUNInfo(lun: 0, volume: "v", naa: "n", isReadOnly: false)),
+        Sample(
+            "AccessInfo", AccessInfo(initiator: "i", chapUser: "u", isMutual: true),
+            AccessInfo(initiator: "i", chapUser: nil, isMutual: false)),
+        Sample("SessionInfo", SessionInfo(initiator: "i", address: "a", tsih: 1)),
+        Sample(
+            "TargetAllowRequest",
+            TargetAllowRequest(
+                initiator: "i", chapUser: "u", chapSecret: "s", mutualUser: "m", mutualSecret: "t"),
+            TargetAllowRequest(initiator: "i")),
+        Sample("TargetDenyRequest", TargetDenyRequest(initiator: "i")),
+        Sample("SnapshotInfo", snapshot, without(snapshot)),
+        Sample(
+            "SnapshotCreateRequest",
+            SnapshotCreateRequest(
+                volumes: ["v"], name: "n", consistency: .crash, policy: .require, leaseSeconds: 10),
+            SnapshotCreateRequest(volumes: ["v"])),
+        Sample(
+            "SnapshotExportRequest", SnapshotExportRequest(volume: "v", initiator: "i"),
+            SnapshotExportRequest(initiator: "i")),
+        Sample("EvidenceInfo", evidence), Sample("CutInfo", evidence.cut),
+        Sample("MemberEvidence", member, without(member)),
+        Sample("AgentInfo", agent(full: true), agent(full: false)), Sample("PluginInfo", plugin),
+        Sample("ResourceInfo", resource),
+        Sample("AgentTokenRequest", AgentTokenRequest(name: "n", validSeconds: 60), AgentTokenRequest(name: "n")),
+        Sample("AgentToken", AgentToken(token: "t", name: "n", expiresAt: now)),
+        Sample(
+            "EnrollRequest", EnrollRequest(token: "t", address: "a", certificateRequest: "c", version: "1")),
+        Sample("EnrollResponse", EnrollResponse(name: "n", nodeID: "i", certificate: "c", authority: "a")),
+        Sample(
+            "JobInfo",
+            JobInfo(
+                id: "i", kind: "k", subject: "s", state: .failed, createdAt: now, endedAt: now, steps: [],
+                result: JobResult(), failure: failure),
+            JobInfo(id: "i", kind: "k", subject: "s", state: .running, createdAt: now)),
+        Sample(
+            "JobStep", JobStep(name: "n", state: .running, startedAt: now, seconds: 1, detail: "d"),
+            JobStep(name: "n", state: .running, startedAt: now)),
+        Sample("JobResult", JobResult(snapshot: snapshot, revert: revert), JobResult()),
+        Sample("NodeStatus", status()), Sample("PoolStatus", pool, healthyPool()),
+        Sample("HealthInfo", HealthInfo(status: "ok", checks: ["a": "b"])),
+    ]
+
+    static func volume(_ origin: String?) -> VolumeInfo {
+        VolumeInfo(
+            id: "i", name: "n", sizeBytes: 1, mappedBytes: 1, naa: "n", createdAt: now, exports: [export],
+            cloneOf: origin, initiators: [], snapshotCount: 0)
+    }
+
+    static func without(_ snapshot: SnapshotInfo) -> SnapshotInfo {
+        var snapshot = snapshot
+        snapshot.evidence = nil
+        return snapshot
+    }
+
+    static func without(_ member: MemberEvidence) -> MemberEvidence {
+        var member = member
+        member.failure = nil
+        return member
+    }
+
+    static func agent(full: Bool) -> AgentInfo {
+        AgentInfo(
+            name: "n", address: "a", enrolledAt: now, lastSeenAt: full ? now : nil, isReachable: true,
+            version: full ? "1" : nil, plugins: [plugin], certificateFingerprint: "f",
+            resources: full ? [resource] : nil, failure: full ? "f" : nil)
+    }
+
+    static func status() -> NodeStatus {
+        NodeStatus(
+            nodeID: "i", version: "1", uptimeSeconds: 1, apiAddress: "a", iscsiAddress: "i", dataDirectory: "d",
+            pool: pool, volumeCount: 1, snapshotCount: 1, agentCount: 1, reachableAgentCount: 1, runningJobs: 1)
+    }
+
+    static func healthyPool() -> PoolStatus {
+        var healthy = pool
+        healthy.failure = nil
+        return healthy
+    }
+
+    @Test("every documented object has a sample here")
+    func samplesAreComplete() {
+        #expect(Set(Self.samples.map(\.schema)) == Set(ObjectSchemas.all.map(\.name)))
+    }
+
+    @Test("an object has the documented fields, required ones always", arguments: samples)
+    func fieldsMatch(_ sample: Sample) throws {
+        let schema = try #require(ObjectSchemas.byName[sample.schema])
+        let full = try #require(try JSONSerialization.jsonObject(with: sample.full) as? [String: Any])
+        let least = try #require(try JSONSerialization.jsonObject(with: sample.least) as? [String: Any])
+        #expect(Set(full.keys) == Set(schema.fields.map(\.name)))
+        #expect(Set(least.keys) == Set(schema.fields.filter(\.isRequired).map(\.name)))
+        for field in schema.fields { #expect(Self.fits(full[field.name], field.schema), "\(field.name)") }
+    }
+
+    /// The value's shape is the schema's; named objects are looked at by their own sample.
+    private static func fits(_ value: Any?, _ schema: Schema) -> Bool {
+        switch schema {
+        case .string, .date: value is String
+        case .choice(let words): (value as? String).map(words.contains) ?? false
+        case .integer, .number: value is NSNumber
+        case .boolean: value is Bool
+        case .array(let element): (value as? [Any])?.allSatisfy { fits($0, element) } ?? false
+        case .map(let element): (value as? [String: Any])?.values.allSatisfy { fits($0, element) } ?? false
+        case .named: value is [String: Any]
+        }
+    }
+}
