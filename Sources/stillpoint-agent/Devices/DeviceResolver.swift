@@ -5,16 +5,13 @@ import Foundation
 ///
 /// Two kinds of evidence: the NAA identifier that the kernel read from a SCSI disk (`/sys/block/*/device/wwid`), and
 /// the notes that `stillpoint volume attach` leaves for loop devices, which count only as long as the loop device
-/// still has the backing file they name. What lies on top (partitions, multipath, LVM, md) is followed through
-/// `holders`, so each volume gives its base device first and then everything stacked on it.
+/// still has the backing file they name. A volume that is reached over several paths gives a device for each. What is
+/// built on them (partitions, multipath, LVM, md) is for the plug-ins to follow, as only they know what they look for.
 struct DeviceResolver: Sendable {
     /// Roots, so that tests can give others.
     var sysfs = "/sys"
     var devices = "/dev"
     var attachments: String
-
-    /// Notes and links are read up to this many levels deep: a loop in sysfs must not be a loop here.
-    private static let stackLimit = 8
 
     struct Finding: Sendable, Equatable {
         var devices: [DeviceInfo]
@@ -38,13 +35,7 @@ struct DeviceResolver: Sendable {
         for volume in volumes {
             let naa = volume.naa.lowercased()
             let bases = disks.filter { $0.naa == naa }.map(\.name) + attached.filter { $0.naa == naa }.map(\.name)
-            var seen: Set<String> = []
-            var level = bases
-            for _ in 0..<Self.stackLimit where !level.isEmpty {
-                let new = level.filter { seen.insert($0).inserted }
-                found += new.map { DeviceInfo(volume: volume.name, naa: naa, path: path(of: $0)) }
-                level = new.flatMap(above)
-            }
+            found += bases.map { DeviceInfo(volume: volume.name, naa: naa, path: path(of: $0)) }
         }
         return Finding(devices: found, warnings: warnings)
     }
@@ -121,25 +112,8 @@ struct DeviceResolver: Sendable {
         return found
     }
 
-    /// Partitions of a device and the devices that are built on it.
-    private func above(_ name: String) -> [String] {
-        let base = directory(of: name)
-        let partitions = list(base).filter { $0.hasPrefix(name) && exists("\(base)/\($0)/partition") }
-        return partitions + list(base + "/holders")
-    }
-
-    private func directory(of name: String) -> String {
-        let whole = sysfs + "/block/" + name
-        return exists(whole) ? whole : sysfs + "/class/block/" + name
-    }
-
-    private func path(of name: String) -> String {
-        if let mapped = text(directory(of: name) + "/dm/name") { return devices + "/mapper/" + mapped }
-        // The kernel writes `!` for `/` in names.
-        return devices + "/" + name.replacing("!", with: "/")
-    }
-
-    private func exists(_ path: String) -> Bool { FileManager.default.fileExists(atPath: path) }
+    /// The kernel writes `!` for `/` in names.
+    private func path(of name: String) -> String { devices + "/" + name.replacing("!", with: "/") }
 
     private func list(_ path: String) -> [String] {
         ((try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []).sorted()
