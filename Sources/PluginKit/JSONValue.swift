@@ -47,3 +47,20 @@ public enum JSONValue: Codable, Sendable, Hashable {
         if case .string(let value) = self { value } else { nil }
     }
 }
+
+extension JSONValue {
+    /// A plug-in's configuration in the plug-in's own type.
+    ///
+    /// - Throws: `badConfiguration`, naming what is wrong.
+    public static func configuration<Value: Decodable>(
+        _ value: JSONValue?, as type: Value.Type
+    ) throws(PluginFailure) -> Value {
+        do throws(PluginFailure) {
+            return try PluginJSON.decode(type, from: try PluginJSON.encode(value ?? .object([:])))
+        } catch {
+            throw PluginFailure(
+                .badConfiguration, "The plug-in's configuration is wrong: \(error.message)",
+                hint: "Its section of the agent's configuration file is described in the plug-in's documentation")
+        }
+    }
+}
