@@ -44,7 +44,7 @@ public struct AgentCandidate: Codable, Sendable, Equatable {
 
 /// Bounds of a saga. Times are on the node's clock.
 public struct SagaLimits: Codable, Sendable, Equatable {
-    public var discoverTimeout: Duration = .seconds(15)
+    public var discoverTimeout: Duration = .seconds(10)
     public var preflightTimeout: Duration = .seconds(20)
     public var renewTimeout: Duration = .seconds(2)
     /// Short, because a release is idempotent and its answer may have been lost.

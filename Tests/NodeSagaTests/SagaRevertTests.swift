@@ -91,7 +91,9 @@ struct SagaRevertTests {
                 let point = "\(step.rawValue).\(place)"
                 try await withWorld { world in
                     let dying = world.process(crashAt: point)
-                    _ = try? await dying.reverts.run(request: request(drive: true), report: RecordedReport())
+                    await dying.die {
+                        try await $0.reverts.run(request: request(drive: true), report: RecordedReport())
+                    }
                     #expect(dying.life.isDead, "\(point) was never hit")
                     let recovered = await world.process().reverts.recoverAfterRestart()
                     #expect(world.agents.stopped.isEmpty, "\(point)")

@@ -154,7 +154,7 @@ struct SagaSnapshotTests {
                 try await withWorld { world in
                     if step == .delete { world.agents.state.withLock { $0.losesHold = ["database"] } }
                     let dying = world.process(crashAt: point)
-                    _ = try? await dying.snapshots.run(request: request(), report: RecordedReport())
+                    await dying.die { try await $0.snapshots.run(request: request(), report: RecordedReport()) }
                     #expect(dying.life.isDead, "\(point) was never hit")
                     let recovered = await world.process().snapshots.recoverAfterRestart()
                     #expect(world.pending.isEmpty, "\(point)")

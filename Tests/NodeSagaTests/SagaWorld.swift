@@ -81,18 +81,41 @@ struct SagaProcess {
 
     var snapshots: SnapshotSagaDriver { SnapshotSagaDriver(effects: effects, limits: limits) }
     var reverts: RevertDriver { RevertDriver(effects: effects) }
+
+    /// Runs `work` until the process dies or the work ends. What it does after its death has no effect and is not
+    /// waited for.
+    func die(_ work: @escaping @Sendable (SagaProcess) async throws -> some Sendable) async {
+        let ended = Mutex(false)
+        await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
+            let resume: @Sendable () -> Void = {
+                let isFirst = ended.withLock { isOver in
+                    defer { isOver = true }
+                    return !isOver
+                }
+                if isFirst { continuation.resume() }
+            }
+            life.onDeath.withLock { $0 = resume }
+            Task {
+                _ = try? await work(self)
+                resume()
+            }
+        }
+    }
 }
 
 final class ProcessLife: Sendable {
     private let crashAt: String?
     private let isOver = Mutex(false)
+    let onDeath = Mutex<(@Sendable () -> Void)?>(nil)
 
     init(crashAt: String?) { self.crashAt = crashAt }
 
     var isDead: Bool { isOver.withLock { $0 } }
 
     func hit(_ name: String) {
-        if name == crashAt { isOver.withLock { $0 = true } }
+        guard name == crashAt else { return }
+        isOver.withLock { $0 = true }
+        onDeath.withLock { $0?() }
     }
 
     func check() throws {
