@@ -27,7 +27,7 @@ struct NodeLocatorTests {
 
     @Test("the node of this machine is found with its token")
     func own() throws {
-        try withRunDirectory(["node.json": here]) { locator in
+        try withRunDirectory(["node.json": here]) { (locator: NodeLocator) throws in
             let address = try locator.locate(api: nil, tokenFile: nil, authorityFile: nil)
             #expect(address == NodeAddress(api: here.api, tokenFile: "/d/admin-token", authorityFile: nil))
         }
@@ -35,7 +35,7 @@ struct NodeLocatorTests {
 
     @Test("without a node and an address it is an unreachable node, with what to do")
     func none() throws {
-        try withRunDirectory([:]) { locator in
+        try withRunDirectory([:]) { (locator: NodeLocator) throws in
             let error = #expect(throws: CommandFailure.self) {
                 try locator.locate(api: nil, tokenFile: nil, authorityFile: nil)
             }
@@ -46,7 +46,7 @@ struct NodeLocatorTests {
 
     @Test("an address brings the token of the node that listens there, under any of its names")
     func byAddress() throws {
-        try withRunDirectory(["node.json": here, "node-11171.json": wide]) { locator in
+        try withRunDirectory(["node.json": here, "node-11171.json": wide]) { (locator: NodeLocator) throws in
             for api in ["http://localhost:11170", "http://127.0.0.1:11170/", "127.0.0.1:11170"] {
                 #expect(try locator.locate(api: api, tokenFile: nil, authorityFile: nil).tokenFile == "/d/admin-token")
             }
@@ -58,7 +58,7 @@ struct NodeLocatorTests {
 
     @Test("a token is never taken to another address")
     func elsewhere() throws {
-        try withRunDirectory(["node.json": here]) { locator in
+        try withRunDirectory(["node.json": here]) { (locator: NodeLocator) throws in
             for api in ["http://127.0.0.1:9", "https://other.example:11170", "http://192.0.2.1:11170"] {
                 #expect(try locator.locate(api: api, tokenFile: nil, authorityFile: nil).tokenFile == nil)
             }
@@ -67,7 +67,7 @@ struct NodeLocatorTests {
 
     @Test("options come before the environment, and the environment before what is found")
     func precedence() throws {
-        try withRunDirectory(["node.json": here]) { locator in
+        try withRunDirectory(["node.json": here]) { (locator: NodeLocator) throws in
             var locator = locator
             locator.environment["STILLPOINT_API"] = "http://env:1"
             locator.environment["STILLPOINT_TOKEN_FILE"] = "/env/token"
@@ -83,7 +83,7 @@ struct NodeLocatorTests {
 
     @Test("without a record, the default data directory helps the same user on the same machine")
     func dataDirectory() throws {
-        try withRunDirectory([:]) { locator in
+        try withRunDirectory([:]) { (locator: NodeLocator) throws in
             var locator = locator
             locator.isReadable = { $0 == "/home/x/.local/share/stillpoint/admin-token" }
             let local = try locator.locate(api: "http://127.0.0.1:5", tokenFile: nil, authorityFile: nil)
@@ -95,7 +95,7 @@ struct NodeLocatorTests {
 
     @Test("an address without a scheme is plain on loopback and TLS beyond, as the node's own default is")
     func schemes() throws {
-        try withRunDirectory([:]) { locator in
+        try withRunDirectory([:]) { (locator: NodeLocator) throws in
             func api(_ text: String) throws -> String {
                 try locator.locate(api: text, tokenFile: nil, authorityFile: nil).api
             }
