@@ -81,7 +81,7 @@ struct HoldTableTests {
     @Test("the end of the lease releases by itself, and a later release says that it was not held")
     func leaseEnd() async throws {
         let table = table()
-        _ = try await table.hold(request(lease: 0.2), takenAt: .now)
+        _ = try await table.hold(request(lease: 3), takenAt: .now)
         #expect(await eventually { await table.status().isEmpty })
         #expect(plugin.atRest.isEmpty)
         let released = try await table.release("h1")
@@ -152,7 +152,7 @@ struct HoldTableTests {
     func stuckQuiesce() async throws {
         plugin.script.withLock { $0.isQuiesceStuck = true }
         let table = table()
-        await #expect(throws: APIFailure.self) { try await table.hold(request(lease: 0.2), takenAt: .now) }
+        await #expect(throws: APIFailure.self) { try await table.hold(request(lease: 3), takenAt: .now) }
         #expect(await eventually { await table.status().isEmpty })
         #expect(plugin.atRest.isEmpty)
         #expect(journalled == 0)

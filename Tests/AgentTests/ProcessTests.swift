@@ -104,31 +104,37 @@ final class AgentProcess: Sendable {
         .compactMap { Int32($0) }
     }
 
-    func run(_ arguments: [String], input: String? = nil) throws -> (status: Int32, output: String) {
+    /// Runs a verb to its end.
+    func run(_ arguments: [String]) async throws -> (status: Int32, output: String) {
         let process = Process()
         process.executableURL = URL(fileURLWithPath: Self.executable!)
         process.arguments = arguments
-        let output = Pipe()
-        process.standardOutput = output
+        let file = path + "/out-" + UUID().uuidString
+        _ = FileManager.default.createFile(atPath: file, contents: nil)
+        process.standardOutput = FileHandle(forWritingAtPath: file)
         process.standardError = FileHandle.nullDevice
         process.standardInput = FileHandle.nullDevice
         try process.run()
-        let data = try output.fileHandleForReading.readToEnd() ?? Data()
-        process.waitUntilExit()
-        return (process.terminationStatus, String(decoding: data, as: UTF8.self))
+        await process.ended()
+        let output = FileManager.default.contents(atPath: file) ?? Data()
+        return (process.terminationStatus, String(decoding: output, as: UTF8.self))
     }
 }
 
-@Suite("The agent as a process", .enabled(if: AgentProcess.isPossible, "needs the executable, a tmpfs and python3"))
+extension Process {
+    /// Waits without keeping a thread that other tests need.
+    func ended() async { _ = await eventually { !isRunning } }
+}
+
+@Suite(
+    "The agent as a process", .serialized,
+    .enabled(if: AgentProcess.isPossible, "needs the executable, a tmpfs and python3"))
 struct ProcessTests {
     let agent: AgentProcess
 
     init() throws { agent = try AgentProcess() }
 
-    private func kill(_ process: Process) {
-        Foundation.kill(process.processIdentifier, SIGKILL)
-        process.waitUntilExit()
-    }
+    private func kill(_ process: Process) { Foundation.kill(process.processIdentifier, SIGKILL) }
 
     @Test("what lies on the volumes is found, held with proof, and released")
     func whole() async throws {
@@ -154,7 +160,7 @@ struct ProcessTests {
         defer { kill(process) }
         let client = agent.client()
         defer { client.shutdown() }
-        _ = try await client.hold(agent.request(lease: 0.5))
+        _ = try await client.hold(agent.request(lease: 3))
         #expect(await eventually { agent.paused.isEmpty })
         #expect(try await client.release(holdID: "h1").members.allSatisfy { !$0.stillHeld })
     }
@@ -194,6 +200,7 @@ struct ProcessTests {
         // Stopped first, so that it cannot release when the agent ends.
         for plugin in plugins { Foundation.kill(plugin, SIGSTOP) }
         kill(process)
+        await process.ended()
         for plugin in plugins { Foundation.kill(plugin, SIGKILL) }
         #expect(agent.paused == ["app1", "app2"])
         let second = try await agent.start()
@@ -212,8 +219,9 @@ struct ProcessTests {
         let plugins = AgentProcess.plugins(of: process)
         for plugin in plugins { Foundation.kill(plugin, SIGSTOP) }
         kill(process)
+        await process.ended()
         for plugin in plugins { Foundation.kill(plugin, SIGKILL) }
-        let thaw = try agent.run(["thaw", "--all", "-o", "json", "--config", agent.path + "/agent.yaml"])
+        let thaw = try await agent.run(["thaw", "--all", "-o", "json", "--config", agent.path + "/agent.yaml"])
         #expect(thaw.status == 0)
         let answer = try APIJSON.decoder().decode(ThawResponse.self, from: Data(thaw.output.utf8))
         #expect(answer.released.count == 2)
@@ -227,7 +235,7 @@ struct ProcessTests {
         let client = agent.client()
         defer { client.shutdown() }
         _ = try await client.hold(agent.request())
-        #expect(try agent.run(["thaw", "--all", "--config", agent.path + "/agent.yaml"]).status == 0)
+        #expect(try await agent.run(["thaw", "--all", "--config", agent.path + "/agent.yaml"]).status == 0)
         #expect(agent.paused.isEmpty)
     }
 
@@ -238,7 +246,7 @@ struct ProcessTests {
         defer { client.shutdown() }
         _ = try await client.hold(agent.request())
         process.terminate()
-        process.waitUntilExit()
+        await process.ended()
         #expect(process.terminationStatus == 0)
         #expect(process.terminationReason == .exit)
         #expect(agent.paused.isEmpty)
@@ -250,7 +258,7 @@ struct ProcessTests {
         defer { kill(process) }
         let client = agent.client()
         defer { client.shutdown() }
-        _ = try await client.hold(agent.request(lease: 1))
+        _ = try await client.hold(agent.request(lease: 3))
         for plugin in AgentProcess.plugins(of: process) { Foundation.kill(plugin, SIGSTOP) }
         #expect(await eventually { agent.paused.isEmpty })
     }
@@ -258,17 +266,20 @@ struct ProcessTests {
     @Test("exit codes: 2 for wrong usage, 3 for an agent that is not there, 1 for what failed")
     func exitCodes() async throws {
         let configuration = ["--config", agent.path + "/agent.yaml"]
-        #expect(try agent.run(["status", "--nonsense"]).status == 2)
-        #expect(try agent.run(["thaw"] + configuration).status == 2)
-        #expect(try agent.run(["status"] + configuration).status == 3)
-        #expect(try agent.run(["configcheck"] + configuration).status == 0)
-        #expect(try agent.run(["configcheck", "--config", "/nonexistent"]).status == 1)
+        #expect(try await agent.run(["status", "--nonsense"]).status == 2)
+        #expect(try await agent.run(["thaw"] + configuration).status == 2)
+        #expect(try await agent.run(["status"] + configuration).status == 3)
+        #expect(try await agent.run(["configcheck"] + configuration).status == 0)
+        #expect(try await agent.run(["configcheck", "--config", "/nonexistent"]).status == 1)
         #expect(
-            try agent.run(["enroll", "--node", "http://127.0.0.1:1", "--token-file", "/nonexistent"] + configuration)
-                .status == 1)
+            try await agent.run(
+                ["enroll", "--node", "http://127.0.0.1:1", "--token-file", "/nonexistent"] + configuration
+            )
+            .status == 1)
         #expect(
-            try agent.run(["serve", "--run", "/var/tmp/spa-none", "--config", agent.path + "/agent.yaml"]).status == 1)
+            try await agent.run(["serve", "--run", "/var/tmp/spa-none", "--config", agent.path + "/agent.yaml"]).status
+                == 1)
         try? FileManager.default.removeItem(atPath: "/var/tmp/spa-none")
-        #expect(try agent.run(["--version"]).status == 0)
+        #expect(try await agent.run(["--version"]).status == 0)
     }
 }
