@@ -80,7 +80,7 @@ struct ConfigurationTests {
         Bad(text: "pool:\n  maximumSize: many\n", line: 2, says: "500GiB"),
         Bad(text: "pool:\n  maximumSize: 99999999TiB\n", line: 2, says: "500GiB"),
         Bad(text: "agents:\n  pollSeconds: 0\n", line: 2, says: "from 1 to 3600"),
-        Bad(text: "data: /a\ndata: /b\n", line: 2, says: "given twice"),
+        Bad(text: "data: /a\ndata: /b\n", line: 1, says: "given twice"),
         Bad(text: "data: \"/srv\n", line: nil, says: "not YAML"),
         Bad(text: "data: [/srv\n", line: nil, says: "not YAML"),
         Bad(text: "just words\n", line: 1, says: "mapping"),
