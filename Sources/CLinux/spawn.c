@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -53,8 +54,10 @@ static int prepare_child(const char *directory, int input, int output, int error
 }
 
 int clinux_spawn(const char *path, char *const argv[], char *const envp[], const char *directory, int input, int output,
-                 int error, int change_user, uid_t uid, gid_t gid, const gid_t *groups, size_t group_count, pid_t *pid)
+                 int error, int die_with_parent, int change_user, uid_t uid, gid_t gid, const gid_t *groups,
+                 size_t group_count, pid_t *pid)
 {
+    pid_t parent = getpid();
     int report[2];
     if (pipe2(report, O_CLOEXEC) < 0) return errno;
     // The child must not run a handler of the parent before it has reset them.
@@ -65,6 +68,8 @@ int clinux_spawn(const char *path, char *const argv[], char *const envp[], const
     if (child == 0) {
         // Above the three standard ones, should the parent run with one of them closed.
         int channel = fcntl(report[1], F_DUPFD_CLOEXEC, 3);
+        // After a change of user the kernel forgets it, and a parent that died before it never sends it.
+        if (die_with_parent && (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != parent)) _exit(126);
         if (prepare_child(directory, input, output, error, change_user, uid, gid, groups, group_count) == 0)
             execve(path, argv, envp);
         int failure = errno;

@@ -9,6 +9,8 @@ public struct Command: Sendable {
     /// Nil runs it as ourselves.
     public var user: UserIdentity?
     public var timeoutSeconds: Double
+    /// Killed when we are: what it does must not go on unseen. Not for what starts a daemon as another user.
+    public var diesWithUs = false
     /// How much of its output, standard output and error together, is kept: its end.
     public var keptOutputBytes = 4_096
 
@@ -67,7 +69,7 @@ public struct Command: Sendable {
             defer { close(pipe[1]) }
             pid = try Spawn.start(
                 path: arguments[0], arguments: arguments, environment: environment, directory: directory, user: user,
-                input: -1, output: pipe[1], error: pipe[1])
+                diesWithThread: diesWithUs, input: -1, output: pipe[1], error: pipe[1])
         }
         let pidfd = clinux_pidfd(pid)
         defer { if pidfd >= 0 { close(pidfd) } }

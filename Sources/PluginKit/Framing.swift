@@ -71,7 +71,10 @@ enum PluginJSON {
 
     private static func explain(_ error: DecodingError) -> String {
         func place(_ context: DecodingError.Context, _ last: (any CodingKey)? = nil) -> String {
-            let path = (context.codingPath + (last.map { [$0] } ?? [])).map(\.stringValue).joined(separator: ".")
+            let path = (context.codingPath + (last.map { [$0] } ?? [])).reduce("") { path, key in
+                if let index = key.intValue { return "\(path)[\(index)]" }
+                return path.isEmpty ? key.stringValue : "\(path).\(key.stringValue)"
+            }
             return path.isEmpty ? "the line" : "`\(path)`"
         }
         return switch error {

@@ -89,6 +89,9 @@ final class PluginOutput: Sendable {
 
     var isEmpty: Bool { state.withLock { $0.bytes.isEmpty } }
 
+    /// Every request is answered, and every answer written.
+    var isDone: Bool { state.withLock { $0.bytes.isEmpty && $0.pending == 0 } }
+
     /// Writes a piece that a pipe which polled as writable takes without waiting. False when the reader is gone.
     func writeSome() -> Bool {
         state.withLock { state in
@@ -138,8 +141,8 @@ private struct PluginLoop {
 
     /// The longest sleep while something is held: a machine that was suspended notices an ended lease this much later.
     private static let maximumSleepMilliseconds: Int32 = 250
-    /// How long the last answers may take to be read after everything is released.
-    private static let flushSeconds = 1.0
+    /// How long the last answers may take to be given and read after everything is released.
+    private static let flushSeconds = 3.0
 
     private let signals: Int32
     private let wakeup: WakeDescriptor
@@ -179,7 +182,7 @@ private struct PluginLoop {
             if isFinished.isSet {
                 let limit = flushUntil ?? .now.advanced(bySeconds: Self.flushSeconds)
                 flushUntil = limit
-                if output.isEmpty || limit <= .now { return }
+                if output.isDone || limit <= .now { return }
             }
             var polled = [
                 pollfd(fd: wakeup.descriptor, events: Int16(POLLIN), revents: 0),

@@ -38,10 +38,11 @@ public struct UserIdentity: Sendable, Equatable {
 enum Spawn {
     /// Starts a program in a process group of its own. A descriptor of -1 stands for /dev/null.
     ///
+    /// - Parameter diesWithThread: it is killed when the calling thread ends.
     /// - Throws: `spawnFailed`, also when the program cannot be executed.
     static func start(
         path: String, arguments: [String], environment: [String: String], directory: String, user: UserIdentity?,
-        input: Int32, output: Int32, error: Int32
+        diesWithThread: Bool = false, input: Int32, output: Int32, error: Int32
     ) throws(PluginFailure) -> Int32 {
         let argv = CStringList(arguments)
         let envp = CStringList(environment.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" })
@@ -52,8 +53,8 @@ enum Spawn {
         let groups = user?.groups() ?? []
         var pid: pid_t = 0
         let code = clinux_spawn(
-            path, argv.pointers, envp.pointers, directory, input, output, error, user == nil ? 0 : 1, user?.uid ?? 0,
-            user?.gid ?? 0, groups, groups.count, &pid)
+            path, argv.pointers, envp.pointers, directory, input, output, error, diesWithThread ? 1 : 0,
+            user == nil ? 0 : 1, user?.uid ?? 0, user?.gid ?? 0, groups, groups.count, &pid)
         guard code == 0 else {
             throw PluginFailure(.spawnFailed, "\(path) cannot be started: \(errorText(code))")
         }

@@ -143,7 +143,7 @@ final class LoopFileSystem: Sendable {
             defer { for argument in arguments { free(argument) } }
             var environment: [UnsafeMutablePointer<CChar>?] = [nil]
             let code = clinux_spawn(
-                "/bin/sh", arguments, &environment, "/", -1, -1, -1, 0, 0, 0, nil, 0, &pid)
+                "/bin/sh", arguments, &environment, "/", -1, -1, -1, 0, 0, 0, 0, nil, 0, &pid)
             guard code == 0 else { throw ShellFailure(description: "no watchdog: \(code)") }
             watchdog = pid
         } catch {

@@ -1,1 +1,3 @@
-print("not yet")
+import PluginKit
+
+PluginMain.run(HookPlugin())
