@@ -136,6 +136,11 @@ let package = Package(
         .testTarget(
             name: "BlockStoreTests", dependencies: ["BlockStore", "BlockIO", "Simulation"], swiftSettings: strict),
         .testTarget(name: "ProtectionTests", dependencies: ["Protection"], swiftSettings: strict),
+        .testTarget(name: "SCSITests", dependencies: ["SCSI", "BlockIO"], swiftSettings: strict),
+        .testTarget(
+            name: "ISCSITests",
+            dependencies: ["ISCSI", "SCSI", "BlockIO", .product(name: "Logging", package: "swift-log")] + nio,
+            swiftSettings: strict),
         .testTarget(name: "PluginKitTests", dependencies: ["PluginKit"], swiftSettings: strict),
         .testTarget(
             name: "PluginsTests",

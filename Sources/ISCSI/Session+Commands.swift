@@ -181,9 +181,9 @@ extension Session {
     // MARK: NOP
 
     func receiveNopOut(_ request: BasicHeader, _ data: UnsafeRawBufferPointer) {
+        ended(request)
         // An answer to our own ping, or a sign of life that wants none.
         guard request.initiatorTaskTag != BasicHeader.reservedTag else { return }
-        ended(request)
         var header = BasicHeader(.nopIn)
         header.lun = request.lun
         header.initiatorTaskTag = request.initiatorTaskTag

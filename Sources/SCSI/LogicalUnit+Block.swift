@@ -88,7 +88,7 @@ extension LogicalUnit {
         let blocks = UInt64(cdb[13])
         try check(lba: cdb.quad(2), blocks: blocks)
         guard blocks <= UInt64(limits.compareAndWriteBytes / blockBytes) else { throw .invalidCDB(byte: 13) }
-        if blocks == 0 { return .end(.good) }
+        // With 0 blocks too: data that comes along with none announced is refused.
         return .parameterList(lengthBytes: 2 * Int(blocks) * blockBytes, ParameterOperation(command: cdb))
     }
 
@@ -158,6 +158,7 @@ extension LogicalUnit {
     func compareAndWrite(_ cdb: CommandBlock, list: [UInt8]) throws(SenseData) -> CommandDisposition {
         let offset = cdb.quad(2) * UInt64(blockBytes)
         let half = list.count / 2
+        if half == 0 { return .end(.good) }
         let result: Result<Void, BlockError> = list.withUnsafeBytes { bytes in
             do throws(BlockError) {
                 try device.compareAndWrite(

@@ -1,0 +1,142 @@
+import BlockIO
+import SCSI
+import Testing
+
+@testable import ISCSI
+
+@Suite("Target registry")
+struct RegistryTests {
+    private let iqn = "iqn.2026-11.test:target"
+
+    private func identity(_ digit: Int) throws -> LogicalUnitIdentity {
+        try LogicalUnitIdentity(naa: "6589cfc000000000000000000000000\(digit)", serial: "S\(digit)")
+    }
+
+    private func outcome(isid: UInt64 = 1, name: String = "iqn.2026-11.test:initiator") -> LoginOutcome {
+        LoginOutcome(
+            initiatorPort: InitiatorPort(name: name, isid: isid), target: iqn, parameters: .init(), connectionID: 0,
+            user: nil, commandSN: 0, statusSN: 0)
+    }
+
+    private static let noControl = SessionControl(
+        drop: { _ in }, requestLogout: { _ in }, replace: { completion in completion() })
+
+    private func open(_ registry: TargetRegistry, isid: UInt64 = 1) -> Result<[UInt64], LoginFailure> {
+        registry.open(outcome(isid: isid), address: "[::1]:1", counters: SessionCounters(), control: Self.noControl)
+            .map { $0.replaced.map(\.id) }
+    }
+
+    @Test("wrong names, duplicates and unknown things are refused with an error that names them")
+    func refusals() throws {
+        let registry = TargetRegistry()
+        #expect(throws: TargetError.invalidName("disk1")) { try registry.addTarget("disk1") }
+        #expect(throws: TargetError.invalidName("iqn.2026-11.test:a b")) {
+            try registry.addTarget("iqn.2026-11.test:a b")
+        }
+        try registry.addTarget(iqn)
+        #expect(throws: TargetError.targetExists(iqn: iqn)) { try registry.addTarget("iqn.2026-11.TEST:Target") }
+        let device = MemoryDevice(sizeBytes: 1 << 20)
+        try registry.addLUN(iqn, lun: 0, device: device, identity: identity(1))
+        #expect(throws: TargetError.lunInUse(iqn: iqn, lun: 0)) {
+            try registry.addLUN(iqn, lun: 0, device: device, identity: identity(2))
+        }
+        #expect(throws: TargetError.identityInUse(naa: try identity(1).naa)) {
+            try registry.addLUN(iqn, lun: 1, device: MemoryDevice(sizeBytes: 1 << 20), identity: identity(1))
+        }
+        #expect(throws: TargetError.invalidLUN(-1)) {
+            try registry.addLUN(iqn, lun: -1, device: device, identity: identity(2))
+        }
+        #expect(throws: TargetError.noSuchLUN(iqn: iqn, lun: 5)) { try registry.removeLUN(iqn, lun: 5) }
+        #expect(throws: TargetError.noSuchRule(iqn: iqn, initiator: .any)) {
+            try registry.deny(iqn, initiator: .any)
+        }
+        #expect(registry.targets().map(\.luns.count) == [1])
+    }
+
+    @Test("the same volume in two targets is one logical unit: a reservation through one holds through the other")
+    func sharedUnit() throws {
+        let registry = TargetRegistry()
+        let device = MemoryDevice(sizeBytes: 1 << 20)
+        for name in [iqn, "iqn.2026-11.test:second"] {
+            try registry.addTarget(name)
+            try registry.addLUN(name, lun: 3, device: device, identity: identity(1))
+        }
+        let port = InitiatorPort(name: "iqn.2026-11.test:i", isid: 1)
+        let nexuses = [iqn, "iqn.2026-11.test:second"].map { name in
+            TargetDirectory(registry: registry, iqn: name, advertisedPortals: []).attach(lun: 3, initiatorPort: port)
+        }
+        let first = try #require(nexuses[0])
+        let second = try #require(nexuses[1])
+        #expect(first.unit === second.unit)
+        _ = first.unit.begin(CommandBlock([0x16, 0, 0, 0, 0, 0]), nexus: first)
+        guard
+            case .end(.reservationConflict) = second.unit.begin(
+                CommandBlock(CDB.read(lba: 0, blocks: 1)), nexus: second
+            ).disposition
+        else {
+            Issue.record("the other path got through")
+            return
+        }
+    }
+
+    @Test("while a volume is blocked nobody new reaches it, and the session list names who does")
+    func revertGuard() throws {
+        let registry = TargetRegistry()
+        try registry.addTarget(iqn)
+        try registry.addLUN(iqn, lun: 0, device: MemoryDevice(sizeBytes: 1 << 20), identity: identity(1))
+        try registry.allow(iqn, initiator: .any)
+        let naa = try identity(1).naa
+        _ = try open(registry).get()
+        #expect(registry.sessions(naa: naa).map(\.initiator) == ["iqn.2026-11.test:initiator"])
+        #expect(registry.sessions(naa: naa.uppercased()).count == 1)
+        registry.blockLogins(naa: naa)
+        guard case .failure(let failure) = open(registry, isid: 2) else {
+            Issue.record("a login got through")
+            return
+        }
+        #expect(failure.status == .serviceUnavailable)
+        #expect(throws: TargetError.blocked(naa: naa)) {
+            try registry.addTarget("iqn.2026-11.test:side")
+            try registry.addLUN(
+                "iqn.2026-11.test:side", lun: 0, device: MemoryDevice(sizeBytes: 1 << 20), identity: identity(1))
+        }
+        registry.unblockLogins(naa: naa)
+        _ = try open(registry, isid: 2).get()
+        #expect(registry.sessions().count == 2)
+    }
+
+    @Test("a second login with the same name and ISID replaces the first session, another ISID does not")
+    func reinstatement() throws {
+        let registry = TargetRegistry()
+        try registry.addTarget(iqn)
+        try registry.allow(iqn, initiator: .any)
+        #expect(try open(registry).get().isEmpty)
+        #expect(try open(registry, isid: 2).get().isEmpty)
+        #expect(try open(registry).get().count == 1)
+        #expect(registry.sessions().count == 2)
+    }
+
+    @Test("a rule for a name goes before the rule for any; taking it back ends the sessions that stood on it")
+    func rules() throws {
+        let registry = TargetRegistry()
+        try registry.addTarget(iqn)
+        let chap = try CHAPCredentials(user: "u", secret: Array("wonderland-2026".utf8))
+        try registry.allow(iqn, initiator: .any, chap: chap)
+        try registry.allow(iqn, initiator: .named("iqn.2026-11.test:INITIATOR"))
+        guard
+            case .allowed(let credentials, _) = registry.authorize(
+                initiator: "iqn.2026-11.test:initiator", target: iqn), credentials.isEmpty,
+            case .allowed(let others, _) = registry.authorize(initiator: "iqn.2026-11.test:x", target: iqn),
+            others == [chap]
+        else {
+            Issue.record("wrong rule")
+            return
+        }
+        _ = try open(registry).get()
+        try registry.deny(iqn, initiator: .any)
+        #expect(registry.sessions().count == 1)
+        try registry.deny(iqn, initiator: .named("iqn.2026-11.test:initiator"))
+        #expect(registry.sessions().isEmpty)
+        #expect(registry.metrics()[0].loginsAccepted == 1)
+    }
+}
