@@ -6,9 +6,6 @@ internal import BlockIO
 /// The steps: commit and freeze · merge layers · reclaim · write attributes, catalog and bitmaps · sync · superblock ·
 /// sync · publish · punch. A crash before the superblock is durable leaves the old state and its journal untouched.
 final class Checkpoint {
-    /// Pages that one pass looks at to reclaim.
-    private static let reclaimBudget = 8192
-
     private struct FrozenLayer {
         var layer: Layer
         var floor: OwnershipFloor
@@ -40,11 +37,17 @@ final class Checkpoint {
         try core.commit(through: record, forCheckpoint: true)
         try mergeLayers()
         try reclaim()
+        if core.hasBug(.freedReusedTooEarly) {
+            try core.monitor.withLock { () throws(PoolError) in
+                for block in writer.freed { try core.space.release(block) }
+            }
+            writer.forgetFreed()
+        }
         try writeAttributes()
         try writeCatalog()
         try writeBitmaps()
         try writer.flush()
-        try core.syncFile("syncing a checkpoint")
+        if !core.hasBug(.checkpointNotSynced) { try core.syncFile("syncing a checkpoint") }
         try writeSuperblock()
         try core.monitor.withLock { () throws(PoolError) in try publish() }
         try core.punchFreed()
@@ -66,7 +69,7 @@ final class Checkpoint {
             let frozen = dataset.role == .head ? dataset.layers.dropFirst() : dataset.layers[...]
             tops[dataset.number] = frozen.first
             for layer in frozen where seen.insert(layer.number).inserted {
-                layers.append(FrozenLayer(layer: layer, floor: OwnershipFloor(parent: layer.owner.parent)))
+                layers.append(FrozenLayer(layer: layer, floor: floor(of: layer)))
             }
             image.datasets.append(
                 DatasetImage(
@@ -80,6 +83,12 @@ final class Checkpoint {
         next.nextDataset = core.nextDataset
         next.nextVolume = core.nextVolume
         return core.lastRecord
+    }
+
+    private func floor(of layer: Layer) -> OwnershipFloor {
+        var floor = OwnershipFloor(parent: layer.owner.parent)
+        if core.hasBug(.cursorIgnoredWhenFreeing) { floor.ahead = floor.behind }
+        return floor
     }
 
     private func freezeCatalog() {
@@ -125,7 +134,7 @@ final class Checkpoint {
     /// Oldest first, and one at a time among those that touch each other: whoever was begun is finished before its
     /// parent, its successor or another branch is.
     private func reclaim() throws(PoolError) {
-        var budget = Self.reclaimBudget
+        var budget = core.options.reclaimPagesPerPass
         var touched: Set<UInt64> = []
         let candidates = image.datasets.filter { $0.role == .doomed }
             .sorted { ($0.cursor > 0 ? 0 : 1, $0.epoch, $0.number) < ($1.cursor > 0 ? 0 : 1, $1.epoch, $1.number) }
@@ -134,10 +143,13 @@ final class Checkpoint {
             let family = [candidate.number, candidate.parent] + children.map(\.number)
             guard children.count <= 1, touched.isDisjoint(with: family.filter { $0 != 0 }) else { continue }
             touched.formUnion(family.filter { $0 != 0 })
-            let parentEpoch = image.datasets.first { $0.number == candidate.parent }?.epoch ?? 0
+            var parentEpoch = image.datasets.first { $0.number == candidate.parent }?.epoch ?? 0
+            var successor = children.first?.root.pointer ?? .null
+            if core.hasBug(.reclaimIgnoresParent) { parentEpoch = 0 }
+            if core.hasBug(.reclaimIgnoresSuccessor) { successor = .null }
             var step = ReclaimStep(
                 writer: writer, floorEpoch: parentEpoch, cursor: candidate.cursor, budget: budget)
-            budget = try step.run(candidate.root.pointer, successor: children.first?.root.pointer ?? .null)
+            budget = try step.run(candidate.root.pointer, successor: successor)
             let index = image.datasets.firstIndex { $0.number == candidate.number }!
             guard step.isFinished else {
                 image.datasets[index].cursor = step.cursor

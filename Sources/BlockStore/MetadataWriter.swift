@@ -44,6 +44,9 @@ final class MetadataWriter {
         }
     }
 
+    /// For a planted bug.
+    func forgetFreed() { freed = [] }
+
     func load(_ pointer: NodePointer) throws(PoolError) -> Page {
         if let page = buffered[pointer.block] { return page }
         return try core.loadPage(pointer)

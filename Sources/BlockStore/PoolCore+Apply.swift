@@ -146,7 +146,7 @@ extension PoolCore {
                 top.epoch = epoch
             } else {
                 kept.layers = head.layers
-                pushLayer(head)
+                if !hasBug(.writesPassTheCut) { pushLayer(head) }
             }
             if head.layers.count > 16 { isCheckpointRequested = true }
             members.append(Snapshot.Member(volume: volume.id, dataset: kept))
@@ -166,7 +166,9 @@ extension PoolCore {
             }
             breakClaims(volume.number, 0..<(.max), except: nil)
             // The head's own layer is empty here: the cut has just put what it had under the kept dataset.
+            let parent = volume.head.parent
             stand(volume.head, on: source)
+            if hasBug(.revertKeepsParent) { volume.head.setParent(parent) }
         }
     }
 

@@ -28,7 +28,11 @@ extension PoolCore {
         return didAppendRecord()
     }
 
-    var journalUsedBytes: UInt64 { journalEnd.position - superblock.journalStart.position }
+    var journalUsedBytes: UInt64 { journalEnd.position - journalKeptFrom }
+
+    private var journalKeptFrom: UInt64 {
+        hasBug(.journalReusedTooEarly) ? journalEnd.position : superblock.journalStart.position
+    }
 
     /// Bytes of records that are not in the journal yet.
     var pendingBytes: Int { sealedBytes + pending.writer.bytes.count }
@@ -72,7 +76,7 @@ extension PoolCore {
         let batches = sealed
         sealed = []
         sealedBytes = 0
-        let mustSyncData = hasUnsyncedData
+        let mustSyncData = hasUnsyncedData && !hasBug(.dataNotSynced)
         hasUnsyncedData = false
         var end = journalEnd
         monitor.unlock()
@@ -81,7 +85,7 @@ extension PoolCore {
         do {
             if mustSyncData { try syncFile("syncing data") }
             for batch in batches { written += try write(batch, &end, syncedThrough: journalEnd.sequence - 1) }
-            if written > 0 { try syncFile("syncing the journal") }
+            if written > 0, !hasBug(.journalNotSynced) { try syncFile("syncing the journal") }
         } catch {
             failed = error
         }
@@ -137,9 +141,11 @@ extension PoolCore {
     }
 
     /// Blocks whose overwriting record is durable have no reference left that recovery could follow.
-    private func releaseRetired() {
+    func releaseRetired() {
         var count = 0
-        while count < retired.count, retired[count].record <= committedRecord { count += 1 }
+        while count < retired.count, retired[count].record <= committedRecord || hasBug(.overwrittenReusedTooEarly) {
+            count += 1
+        }
         unlinkedNow.append(contentsOf: retired[..<count].lazy.map(\.block))
         retired.removeSubrange(..<count)
         do {

@@ -135,7 +135,7 @@ extension PoolCore {
         for block in 0..<(bytes.count / Format.blockBytes) {
             let part = UnsafeRawBufferPointer(
                 rebasing: bytes[(block * Format.blockBytes)..<((block + 1) * Format.blockBytes)])
-            guard CRC32C.checksum(part) == places[index + block].crc else {
+            guard CRC32C.checksum(part) == places[index + block].crc || hasBug(.checksumIgnored) else {
                 // Wrong data never leaves, not even in the part of the buffer that the caller should ignore.
                 bytes.initializeMemory(as: UInt8.self, repeating: 0)
                 checksumErrors.add(1, ordering: .relaxed)

@@ -242,7 +242,7 @@ extension PoolCore {
             try? releaseLocked(pieces)
             throw error
         }
-        if let claim, claim.isBroken {
+        if let claim, claim.isBroken, !hasBug(.claimIgnored) {
             claim.isBroken = false
             try? releaseLocked(pieces)
             return nil
@@ -269,6 +269,7 @@ extension PoolCore {
             }
         }
         requestPassIfDue()
+        if hasBug(.overwrittenReusedTooEarly) { releaseRetired() }
         return record
     }
 
@@ -286,7 +287,7 @@ extension PoolCore {
         // A large hole over many entries goes into a layer of its own, so that nobody waits while they are removed.
         if blocks.count > 16384, volume.head.layers[0].count > 4096 { pushLayer(volume.head) }
         let record =
-            isReplay
+            isReplay || hasBug(.unmapNotJournalled)
             ? 0 : append(.unmap(volume: volume.number, block: blocks.lowerBound, count: UInt64(blocks.count)))
         changeTop(volume.head) { top in
             top.unmap(blocks) { if !isReplay { retired.append((record, $0)) } }
@@ -310,12 +311,9 @@ extension PoolCore {
     /// Returns when a change may enter the overlay. Only near the pool's limits does it wait for a maintenance pass.
     private func admit(_ volume: Volume, first: UInt64, count: Int, stored: Int) throws(BlockError) {
         var passesLeft = 3
+        if !options.hasMaintenanceThread, isCheckpointRequested { try awaitPassForDevice() }
         while true {
             try checkWritable(volume, first: first, count: UInt64(count))
-            if !options.hasMaintenanceThread, isCheckpointRequested {
-                try awaitPassForDevice()
-                continue
-            }
             if overlayEntries > 2 * options.overlayEntries || pendingBytes > pendingLimit
                 || longestChain(volume) > 64
             {

@@ -111,7 +111,8 @@ final class PoolCore: @unchecked Sendable {
         nextVolume = superblock.nextVolume
         journalEnd = superblock.journalStart
         space = SpaceMap(
-            totalBlocks: superblock.totalBlocks, regionBlocks: superblock.regionBlocks
+            totalBlocks: superblock.totalBlocks, regionBlocks: superblock.regionBlocks,
+            reusesBlocksFirst: options.reusesBlocksFirst
         ) { pointer throws(PoolError) in
             try PoolCore.loadPage(pointer, file: file, cache: cache, key: key)
         }
@@ -253,7 +254,7 @@ final class PoolCore: @unchecked Sendable {
 
     /// Whether a checkpoint that also merges `morePages` would find room.
     func hasMetadataRoom(for morePages: UInt64) -> Bool {
-        pagesToMerge + overheadPages + morePages <= space.metadataFree
+        pagesToMerge + overheadPages + morePages <= space.metadataFree || hasBug(.noReserve)
     }
 
     func breakClaims(_ volume: UInt32, _ blocks: Range<UInt64>, except own: Claim?) {

@@ -92,7 +92,7 @@ public struct PoolStatistics: Sendable, Equatable {
 public struct PoolOptions: Sendable {
     /// *Create*: the most bytes that the pool may occupy. A regular file grows towards it, sparse.
     public var maxSizeBytes: UInt64 = 64 << 40
-    /// *Create*: bytes of the journal, a multiple of 4096, at least 64 KiB.
+    /// *Create*: bytes of the journal, a multiple of 4096, at least 128 KiB.
     public var journalBytes: UInt64 = 64 << 20
     /// Bytes of map pages that are kept in memory.
     public var cacheBytes: UInt64 = 256 << 20
@@ -102,6 +102,13 @@ public struct PoolOptions: Sendable {
     public var isReadOnly = false
     /// Whether a thread of the pool's own does checkpoints and reclaim, or the caller through ``Pool/maintain()``.
     public var hasMaintenanceThread = true
+
+    /// Map pages that one maintenance pass looks at for reclaim.
+    var reclaimPagesPerPass = 8192
+    /// Hand out the lowest free block first, so that freed ones come back at once: for tests.
+    var reusesBlocksFirst = false
+    /// Switched on by tests only.
+    var plantedBug: PlantedBug?
 
     public init() {}
 }

@@ -4,7 +4,7 @@ internal import BlockIO
 extension PoolCore {
     static func create(file: any StorageFile, options: PoolOptions) throws(PoolError) -> PoolCore {
         let blockBytes = UInt64(Format.blockBytes)
-        guard options.journalBytes % blockBytes == 0, options.journalBytes >= 256 << 10 else {
+        guard options.journalBytes % blockBytes == 0, options.journalBytes >= 128 << 10 else {
             throw .invalidArgument("a journal of \(options.journalBytes) bytes is too small or no multiple of 4096")
         }
         let wanted = file.canGrow ? options.maxSizeBytes : min(options.maxSizeBytes, file.sizeBytes)
@@ -104,7 +104,8 @@ extension PoolCore {
     func write(_ superblock: Superblock) throws(PoolError) {
         let bytes = superblock.encoded()
         do {
-            for copy in 0..<Format.superblockCopies where copy % 2 == Int(superblock.generation % 2) {
+            for copy in 0..<Format.superblockCopies
+            where copy % 2 == Int(superblock.generation % 2) {
                 try bytes.withRawBytes { raw throws(StorageError) in
                     try file.write(at: Self.place(ofCopy: copy), from: raw)
                 }
@@ -112,7 +113,7 @@ extension PoolCore {
         } catch {
             throw .io(operation: "writing the superblock", errno: error.errno)
         }
-        try syncFile("syncing the superblock")
+        if !hasBug(.superblockNotSynced) { try syncFile("syncing the superblock") }
     }
 
     // MARK: Checkpoint
@@ -252,7 +253,7 @@ extension PoolCore {
             let count = BatchHeader.batchBytes(payloadBytes: Int(header.payloadBytes))
             guard UInt64(count) <= superblock.journalBytes else { return nil }
             let batch = try readRing(at: position, count: count)
-            return BatchHeader.verify(batch, crc: crc) ? (header, batch, crc) : nil
+            return BatchHeader.verify(batch, crc: crc) || hasBug(.tornBatchAccepted) ? (header, batch, crc) : nil
         } catch {
             throw .io(operation: "reading the journal", errno: error.errno)
         }
@@ -270,6 +271,7 @@ extension PoolCore {
 
     /// Blocks of recovered mappings are in use though the checkpoint's bitmaps do not say so yet.
     private func occupyOverlay() throws(PoolError) {
+        if hasBug(.recoveredBlocksFree) { return }
         var seen: Set<UInt64> = []
         for dataset in datasets.values.sorted(by: { $0.number < $1.number }) {
             for layer in dataset.layers where seen.insert(layer.number).inserted {

@@ -53,9 +53,14 @@ final class SpaceMap {
     private var dataHint = 0
     private var metadataRegion = 0
     private var metadataHint = 0
+    private let reusesBlocksFirst: Bool
     private let load: (NodePointer) throws(PoolError) -> Page
 
-    init(totalBlocks: UInt64, regionBlocks: UInt64, load: @escaping (NodePointer) throws(PoolError) -> Page) {
+    init(
+        totalBlocks: UInt64, regionBlocks: UInt64, reusesBlocksFirst: Bool,
+        load: @escaping (NodePointer) throws(PoolError) -> Page
+    ) {
+        self.reusesBlocksFirst = reusesBlocksFirst
         self.regionBlocks = regionBlocks
         regionLimit = Int(totalBlocks / regionBlocks)
         dataFree = totalBlocks / regionBlocks * regionBlocks
@@ -133,6 +138,7 @@ final class SpaceMap {
     /// Up to `wanted` blocks in one run for data; nil when there is none.
     func allocateData(_ wanted: Int) throws(PoolError) -> Range<UInt64>? {
         guard dataFree > 0 else { return nil }
+        if reusesBlocksFirst { dataRegion = 0 }
         if let run = try takeRun(wanted, region: dataRegion, kind: .data, hint: &dataHint) { return run }
         while let next = nextDataRegion() {
             dataRegion = next
@@ -167,7 +173,7 @@ final class SpaceMap {
         var count = 1
         while count < wanted, first + count < Int(regionBlocks), !Self.test(bits.busy, first + count) { count += 1 }
         for bit in first..<(first + count) { Self.set(bits.busy, bit) }
-        hint = first + count
+        hint = reusesBlocksFirst ? 0 : first + count
         if regions[region].kind != kind { setKind(kind, of: region) }
         countBusy(region, by: count)
         let start = UInt64(region) * regionBlocks + UInt64(first)

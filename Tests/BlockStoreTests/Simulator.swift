@@ -1,7 +1,8 @@
 import BlockIO
-import BlockStore
 import Simulation
 import Testing
+
+@testable import BlockStore
 
 /// One seeded history: the production store on a simulated disk, compared with a model after every crash.
 ///
@@ -13,8 +14,9 @@ final class Simulator {
     }
 
     struct Options {
-        var operations = 90
+        var operations = 150
         var faults = Faults.crashesOnly
+        var plantedBug: PlantedBug?
 
         enum Faults {
             case crashesOnly
@@ -32,6 +34,9 @@ final class Simulator {
     /// The model after each operation since the last durable one; the first is that one.
     private var history: [PoolModel] = [PoolModel()]
     private var log: [String] = []
+    private let isSmall: Bool
+    private let reusesBlocksFirst: Bool
+    private let reclaimPages: Int
     private var names = 0
     private var tags: UInt64 = 1
     private(set) var crashes = 0
@@ -42,16 +47,22 @@ final class Simulator {
         self.options = options
         generator = SeededGenerator(seed: seed)
         let isTight = generator.chance(30)
+        isSmall = generator.chance(30)
+        reusesBlocksFirst = generator.chance(60)
+        reclaimPages = 1 + Int(generator.below(12))
         disk = SimulatedDisk(seed: generator.next(), capacityBytes: isTight ? 7 << 20 : .max)
     }
 
     private func poolOptions() -> PoolOptions {
         var options = PoolOptions()
-        options.maxSizeBytes = 24 << 20
-        options.journalBytes = 256 << 10
+        options.maxSizeBytes = isSmall ? 5 << 20 : 24 << 20
+        options.journalBytes = 128 << 10
         options.cacheBytes = 64 << 10
         options.overlayEntries = 400
         options.hasMaintenanceThread = false
+        options.reclaimPagesPerPass = reclaimPages
+        options.reusesBlocksFirst = reusesBlocksFirst
+        options.plantedBug = self.options.plantedBug
         return options
     }
 
@@ -123,7 +134,7 @@ final class Simulator {
         leaves.compactMap { leaf in
             let start = leaf * leafBytes / 512
             guard (leaf + 1) * leafBytes <= sizeBytes else { return nil }
-            return start..<(start + 128)
+            return start..<(start + (leaf == 0 ? 640 : 128))
         }
     }
 
@@ -236,8 +247,8 @@ final class Simulator {
             return try createVolume()
         }
         switch generator.below(100) {
-        case 0..<40: try write(volume)
-        case 40..<50: try unmap(volume)
+        case 0..<42: try write(volume)
+        case 42..<50: try unmap(volume)
         case 50..<55: try compareAndWrite(volume)
         case 55..<65: try flush(volume)
         case 65..<74: try snapshot(volumes)
@@ -250,7 +261,8 @@ final class Simulator {
         case 94..<95: try setAttributes()
         case 95..<96: try checkReads()
         case 96..<97: try reopen()
-        default: try attempt("maintain", isDurable: true, change: { _ in }, { try $0.maintain() })
+        case 97..<98: try attempt("maintain", isDurable: true, change: { _ in }, { try $0.maintain() })
+        default: try write(volume)
         }
     }
 
@@ -259,10 +271,11 @@ final class Simulator {
         guard !places.isEmpty else { return nil }
         let place = places[Int(generator.below(UInt64(places.count)))]
         let unit: UInt64 = aligned ? 8 : 1
-        let first = generator.below(128 / unit) * unit
-        let limit = min(128 - first, aligned ? 64 : 24)
+        let total = UInt64(place.count)
+        let first = generator.below(total / unit) * unit
+        let limit = min(total - first, aligned ? (generator.chance(15) ? 600 : 64) : 24)
         let count = max(unit, generator.below(limit + 1) / unit * unit)
-        return (place.lowerBound + first)..<(place.lowerBound + first + min(count, 128 - first))
+        return (place.lowerBound + first)..<(place.lowerBound + first + min(count, total - first))
     }
 
     private func nextTag() -> UInt64 {
@@ -338,7 +351,8 @@ final class Simulator {
 
     /// Identifiers follow from the seed too, so that a history can be replayed.
     private func newID() -> String {
-        let digits = Array(String(generator.next() | 1 << 63, radix: 16) + String(generator.next() | 1 << 63, radix: 16))
+        let digits = Array(
+            String(generator.next() | 1 << 63, radix: 16) + String(generator.next() | 1 << 63, radix: 16))
         return [0..<8, 8..<12, 12..<16, 16..<20, 20..<32].map { String(digits[$0]) }.joined(separator: "-")
     }
 
@@ -417,7 +431,7 @@ final class Simulator {
 
     private func setAttributes() throws {
         guard let id = pickSnapshot() else { return }
-        let attributes = [UInt8](repeating: UInt8(truncatingIfNeeded: tags), count: Int(generator.below(9000)))
+        let attributes = [UInt8](repeating: UInt8(truncatingIfNeeded: tags), count: Int(generator.below(7000)))
         try attempt(
             "set attributes of \(id.description.prefix(4))", isDurable: true,
             change: { $0.snapshots[id]!.attributes = attributes },

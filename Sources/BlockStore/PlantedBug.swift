@@ -1,0 +1,49 @@
+/// Bugs that tests switch on to prove that the simulator finds them. None of them can be switched on in a release build.
+enum PlantedBug: String, CaseIterable, Sendable {
+    /// Overwrites free by the deleted parent's floor on both sides of its reclaim's cursor.
+    case cursorIgnoredWhenFreeing
+    /// A cut leaves the head writing into the layer that the snapshot keeps.
+    case writesPassTheCut
+    /// Writes are admitted without room for the map pages of the next checkpoint.
+    case noReserve
+    /// The journal's space is reused before the checkpoint that replaces it is durable.
+    case journalReusedTooEarly
+    /// A commit does not sync the data before its records.
+    case dataNotSynced
+    /// A commit answers before its batch is synced.
+    case journalNotSynced
+    /// A block that was overwritten in memory is handed out before the overwriting record is durable.
+    case overwrittenReusedTooEarly
+    /// A block that a checkpoint frees is handed out before the checkpoint is durable.
+    case freedReusedTooEarly
+    /// The superblock is written before what it refers to is synced.
+    case checkpointNotSynced
+    /// The superblock is taken for durable without a sync.
+    case superblockNotSynced
+    /// The journal's checksums are not compared at recovery.
+    case tornBatchAccepted
+    /// An unmapped range does not get into the journal.
+    case unmapNotJournalled
+    /// A head keeps its old parent when it is reverted.
+    case revertKeepsParent
+    /// Reclaim compares with the successor only, not with the parent's epoch.
+    case reclaimIgnoresParent
+    /// Reclaim compares with the parent's epoch only, not with the successor.
+    case reclaimIgnoresSuccessor
+    /// A data block's checksum is not compared.
+    case checksumIgnored
+    /// Recovery forgets that recovered mappings use their blocks.
+    case recoveredBlocksFree
+    /// A read-modify-write does not notice another write that came between.
+    case claimIgnored
+}
+
+extension PoolCore {
+    func hasBug(_ bug: PlantedBug) -> Bool {
+        #if DEBUG
+            return options.plantedBug == bug
+        #else
+            return false
+        #endif
+    }
+}
