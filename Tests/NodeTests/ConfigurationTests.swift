@@ -38,25 +38,21 @@ struct ConfigurationTests {
         }
     }
 
-    private static let complete = """
-        data: /srv/stillpoint
-        runDirectory: /run/stillpoint
-        api:
-          listen: 0.0.0.0:11170
-          tls: auto
-          names: [storage.example.org, 192.0.2.7]
-        iscsi:
-          listen: "[::]:3260"
-          advertise: "[2001:db8::7]:3260"
-        pool:
-          path: /srv/stillpoint/pool
-          maximumSize: 500GiB
-        log:
-          level: info
-        agents:
-          pollSeconds: 15
-        shutdownGraceSeconds: 20
-        """
+    /// The example of docs/configuration.md.
+    private static let complete: String = {
+        let text = (try? String(contentsOf: Documents.file("docs/configuration.md"), encoding: .utf8)) ?? ""
+        return text.firstMatch(of: /```yaml\n((?:.|\n)*?)```/).map { String($0.1) } ?? ""
+    }()
+
+    @Test("every setting is in the table of docs/configuration.md, with its variable")
+    func settingsAreDocumented() throws {
+        let text = try String(contentsOf: Documents.file("docs/configuration.md"), encoding: .utf8)
+        for setting in ConfigurationSetting.all {
+            #expect(text.contains("| `\(setting.key)` | `\(setting.environment)` |"), "\(setting.key)")
+        }
+        let rows = text.split(separator: "\n").count { $0.contains(/^\| `[a-zA-Z.]+` \| `STILLPOINT_/) }
+        #expect(rows == ConfigurationSetting.all.count)
+    }
 
     struct Bad: Sendable, CustomTestStringConvertible {
         var text: String

@@ -10,9 +10,6 @@ import Testing
 
 @Suite("Routes")
 struct RouteTests {
-    private static let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
-        .deletingLastPathComponent()
-
     // MARK: The document
 
     /// With STILLPOINT_WRITE_DOCS=1 the file is written instead.
@@ -21,7 +18,7 @@ struct RouteTests {
         try await TestNode.with { node in
             let served = try await node.call(.GET, "/v1/openapi.json", authorization: nil)
             #expect(served.status == 200)
-            let file = Self.root.appending(path: "docs/openapi.json")
+            let file = Documents.file("docs/openapi.json")
             if ProcessInfo.processInfo.environment["STILLPOINT_WRITE_DOCS"] == "1" { try served.body.write(to: file) }
             let stored = try Data(contentsOf: file)
             #expect(stored == served.body, "STILLPOINT_WRITE_DOCS=1 swift test --filter documentIsCurrent writes it")
@@ -31,7 +28,7 @@ struct RouteTests {
     @Test("every operation of the document is a route that answers, and every route is in the document")
     func documentMatchesRoutes() async throws {
         try await TestNode.with { node in
-            let text = try Data(contentsOf: Self.root.appending(path: "docs/openapi.json"))
+            let text = try Data(contentsOf: Documents.file("docs/openapi.json"))
             let document = try #require(try JSONSerialization.jsonObject(with: text) as? [String: Any])
             let paths = try #require(document["paths"] as? [String: [String: Any]])
             var documented: Set<String> = []
@@ -66,6 +63,20 @@ struct RouteTests {
             }
             for route in routes { if let body = route.body { #expect(ObjectSchemas.byName[body] != nil) } }
         }
+    }
+
+    @Test("every code that the node's sources name is explained in docs/api.md")
+    func codesAreDocumented() throws {
+        let text = try String(contentsOf: Documents.file("docs/api.md"), encoding: .utf8)
+        let sources = try #require(
+            FileManager.default.enumerator(at: Documents.file("Sources/Node"), includingPropertiesForKeys: nil))
+        var codes: Set<String> = []
+        for case let url as URL in sources where url.pathExtension == "swift" {
+            let source = try String(contentsOf: url, encoding: .utf8)
+            for match in source.matches(of: /(?:code: |conflict\(\s*)"([a-zA-Z]+)"/) { codes.insert(String(match.1)) }
+        }
+        #expect(codes.count > 20)
+        for code in codes.sorted() { #expect(text.contains("`\(code)`"), "\(code)") }
     }
 
     // MARK: Authorisation

@@ -120,3 +120,11 @@ final class TestNode: Sendable {
         return job
     }
 }
+
+/// Files of the repository.
+enum Documents {
+    static func file(_ path: String) -> URL {
+        URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
+            .appending(path: path)
+    }
+}
