@@ -125,6 +125,28 @@ struct FilesystemFreezeTests {
         await second.process.end()
     }
 
+    @Test("killed at any moment of the quiesce, a recover leaves nothing frozen and nothing noted")
+    func killedAtAnyMoment() async throws {
+        let files = try LoopFileSystem()
+        let state = try StateDirectory()
+        let resource = try await files.resource()
+        for attempt in 0..<25 {
+            try shell("dd if=/dev/zero of=\(files.mountPoint)/dirty bs=64k count=32 2>/dev/null")
+            let plugin = try RunningPlugin("filesystem")
+            let quiesce = Task { try? await plugin.quiesce("h\(attempt)", [resource], state: state.path) }
+            try await Task.sleep(for: .milliseconds(attempt * 2))
+            plugin.process.kill()
+            _ = await plugin.process.waitForExit()
+            _ = await quiesce.value
+            let next = try RunningPlugin("filesystem")
+            let result = try await next.process.recover(RecoverParameters(stateDirectory: state.path))
+            #expect(result.failures == [])
+            #expect(!files.isFrozen)
+            #expect(state.files == [])
+            await next.process.end()
+        }
+    }
+
     @Test("recover leaves alone what another living process of the plug-in holds")
     func recoverBesideLiving() async throws {
         let files = try LoopFileSystem()
@@ -234,6 +256,53 @@ struct FilesystemFreezeTests {
             PreflightParameters(resources: [resource], stateDirectory: state.path)
         ).findings
         #expect(findings.map(\.severity) == [.error])
+        await plugin.process.end()
+    }
+
+    @Test(
+        "the proof holds on other file systems too: a hold is proven, a broken one is not",
+        arguments: ["xfs", "btrfs"].filter { Machine.has("mkfs.\($0)") })
+    func otherTypes(type: String) async throws {
+        let files = try LoopFileSystem(type: type)
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        let resource = try await files.resource()
+        #expect(resource.details["fstype"] == type)
+        _ = try await plugin.quiesce("h1", [resource], state: state.path)
+        #expect(files.isFrozen)
+        #expect(try await plugin.unquiesce("h1").map(\.stillHeld) == [true])
+        _ = try await plugin.quiesce("h2", [resource], state: state.path)
+        try files.thawFromOutside()
+        try await eventually("the loss is reported") { plugin.events.contains { $0.holdID == "h2" } }
+        try files.freezeFromOutside()
+        #expect(try await plugin.unquiesce("h2").map(\.stillHeld) == [false])
+        #expect(!files.isFrozen)
+        await plugin.process.end()
+    }
+
+    @Test(
+        "a copy cut inside the hold needs no journal recovery and has the writes that were never synced",
+        .enabled(if: Machine.has("dumpe2fs", "debugfs")))
+    func copyIsClean() async throws {
+        let files = try LoopFileSystem()
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        let resource = try await files.resource()
+        func cut(_ name: String) throws -> (needsRecovery: Bool, content: String) {
+            let copy = "\(files.directory)/\(name)"
+            try shell("cp --sparse=always \(files.directory)/backing \(copy)")
+            let features = try shell("dumpe2fs -h \(copy) 2>/dev/null")
+            return (features.contains("needs_recovery"), try shell("debugfs -R 'cat /unsynced' \(copy) 2>/dev/null"))
+        }
+        try shell("echo precious > \(files.mountPoint)/unsynced")
+        let crash = try cut("crash")
+        #expect(crash.needsRecovery)
+        #expect(crash.content != "precious")
+        _ = try await plugin.quiesce("h1", [resource], state: state.path)
+        let frozen = try cut("frozen")
+        #expect(try await plugin.unquiesce("h1").map(\.stillHeld) == [true])
+        #expect(!frozen.needsRecovery)
+        #expect(frozen.content == "precious")
         await plugin.process.end()
     }
 }

@@ -193,7 +193,9 @@ struct PostgreSQLTests {
         let label = try #require(member.artifacts?["backup_label"])
         try label.write(toFile: data + "/backup_label", atomically: false, encoding: .utf8)
         try shell("chown postgres \(data)/backup_label")
+        try shell("rm -f \(data)/log")
         #expect(throws: (any Error).self) { try server.start(in: data) }
+        #expect(try shell("cat \(data)/log").contains("WAL ends before end of online backup"))
         try server.start()
         await system.process.end()
         await database.process.end()

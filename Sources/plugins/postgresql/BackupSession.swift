@@ -150,12 +150,10 @@ final class BackupSession: Sendable {
     private static func position(
         _ connection: Connection, _ limit: Connection.Limit
     ) throws(PluginFailure) -> String? {
-        let names =
-            connection.serverVersion >= 100_000
-            ? ("pg_current_wal_lsn", "pg_last_wal_replay_lsn")
-            : ("pg_current_xlog_location", "pg_last_xlog_replay_location")
         let rows = try connection.query(
-            "SELECT CASE WHEN pg_is_in_recovery() THEN \(names.1)() ELSE \(names.0)() END::text", limit: limit)
+            """
+            SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text
+            """, limit: limit)
         return rows.first?.first ?? nil
     }
 

@@ -3,8 +3,8 @@ import PluginKit
 /// What would go wrong, asked beforehand.
 enum Inspection {
     private static let limitSeconds = 10.0
-    /// The first version whose backups need no file in the data directory while they run.
-    static let oldestVersion = 90_600
+    /// From here on the backup functions and directories have the names that are used here (until 15 renamed some).
+    static let oldestVersion = 100_000
 
     static func findings(_ resource: PluginResource, _ configuration: PostgreSQLConfiguration) -> [PluginFinding] {
         var findings: [PluginFinding] = []
@@ -25,7 +25,7 @@ enum Inspection {
             defer { connection.close() }
             try BackupSession.checkServer(connection, cluster, limit)
             guard connection.serverVersion >= oldestVersion else {
-                add(.error, "PostgreSQL \(connection.serverVersion / 10_000) is too old", hint: "9.6 is the oldest")
+                add(.error, "PostgreSQL \(connection.serverVersion / 10_000) is too old", hint: "10 is the oldest")
                 return findings
             }
             let settings =
