@@ -153,6 +153,7 @@ final class NodeProcess: Sendable {
                 // Ended in reverse order.
                 .init(service: TargetService(server: iscsi, graceSeconds: configuration.shutdownGraceSeconds)),
                 .init(service: PollingService(agents: services.agents, seconds: configuration.agentPollSeconds)),
+                .init(service: SweepingService(inventory: services.inventory, logger: logger)),
                 .init(
                     service: ControlService(
                         api: api, jobs: services.jobs, graceSeconds: configuration.shutdownGraceSeconds)),
@@ -332,6 +333,29 @@ private struct PollingService: Service {
 
     func run() async throws {
         await cancelWhenGracefulShutdown { await agents.poll(everySeconds: seconds) }
+    }
+}
+
+/// Removes exports of snapshots that are not used any more.
+private struct SweepingService: Service {
+    let inventory: Inventory
+    let logger: Logger
+
+    private static let everySeconds = 60.0
+
+    func run() async throws {
+        let startedAt = Date.now
+        await cancelWhenGracefulShutdown {
+            while !Task.isCancelled {
+                try? await Task.sleep(for: .seconds(Self.everySeconds))
+                if Task.isCancelled { return }
+                do {
+                    try await inventory.removeIdleExports(startedAt: startedAt)
+                } catch {
+                    logger.warning("unused exports could not be removed", metadata: ["error": "\(error)"])
+                }
+            }
+        }
     }
 }
 

@@ -208,6 +208,26 @@ struct InventoryTests {
         }
     }
 
+    @Test("an export that nobody used for an hour is removed, a younger one is not")
+    func idleExports() async throws {
+        try await TestNode.with { node in
+            _ = try await Self.make(node, "a")
+            _ = try await Self.snap(node, ["a"], "s")
+            let request = SnapshotExportRequest(initiator: "iqn.x:y")
+            let export: ExportInfo = try await node.call(.POST, "/v1/snapshots/s/exports", request).decode()
+            let inventory = node.services.inventory
+            let limit = Inventory.exportIdleSeconds
+            try await inventory.removeIdleExports(startedAt: .distantPast, now: .now.addingTimeInterval(limit - 60))
+            #expect(try await node.call(.GET, "/v1/targets/\(export.iqn)").status == 200)
+            let late = Date.now.addingTimeInterval(limit + 60)
+            try await inventory.removeIdleExports(startedAt: late, now: late)
+            #expect(try await node.call(.GET, "/v1/targets/\(export.iqn)").status == 200)
+            try await inventory.removeIdleExports(startedAt: .distantPast, now: late)
+            #expect(try await node.call(.GET, "/v1/targets/\(export.iqn)").status == 404)
+            #expect(try await node.call(.GET, "/v1/targets").decode([TargetInfo].self).count == 1)
+        }
+    }
+
     @Test("a revert brings the data back and keeps what was there; undo brings that back")
     func revertAndUndo() async throws {
         try await TestNode.with { node in

@@ -59,7 +59,7 @@ extension Inventory {
 
     /// A snapshot made without a saga has no attributes; it is what a crash would have left.
     static func describe(_ snapshot: SnapshotRecord, _ contents: Contents, withEvidence: Bool) -> SnapshotInfo {
-        let attributes = SnapshotAttributes(bytes: snapshot.attributes)
+        let attributes = contents.attributes[snapshot.id]
         return SnapshotInfo(
             id: snapshot.id.description, name: snapshot.name, kind: snapshot.kind == .user ? .user : .beforeRevert,
             volumes: snapshot.members.map { contents.volume($0.volume)?.name ?? $0.volume.description },

@@ -26,6 +26,9 @@ final class Inventory: Sendable {
     /// Makes operations run one after another.
     private let gate = VolumeReservations()
     private let portalAddresses = Mutex<[String]>([])
+    private let decoded = DecodedAttributes()
+    /// When an export of a snapshot last had a session.
+    let exportUse = Mutex<[String: Date]>([:])
 
     init(
         pool: Pool, registry: TargetRegistry, catalog: Catalog, secrets: SecretBox, reservations: VolumeReservations,
@@ -106,13 +109,21 @@ final class Inventory: Sendable {
         var snapshots: [SnapshotRecord]
         /// Those that a saga is still making.
         var pending: [SnapshotRecord]
+        /// Of those that a saga made.
+        var attributes: [SnapshotID: SnapshotAttributes]
         private var byID: [VolumeID: VolumeRecord]
 
-        init(volumes: [VolumeRecord], snapshots all: [SnapshotRecord]) {
+        init(
+            volumes: [VolumeRecord], snapshots all: [SnapshotRecord],
+            decode: (SnapshotRecord) -> SnapshotAttributes? = { SnapshotAttributes(bytes: $0.attributes) }
+        ) {
             self.volumes = volumes
             byID = Dictionary(uniqueKeysWithValues: volumes.map { ($0.id, $0) })
-            snapshots = all.filter { SnapshotAttributes(bytes: $0.attributes)?.state != .pending }
-            pending = all.filter { SnapshotAttributes(bytes: $0.attributes)?.state == .pending }
+            var attributes: [SnapshotID: SnapshotAttributes] = [:]
+            for snapshot in all { attributes[snapshot.id] = decode(snapshot) }
+            snapshots = all.filter { attributes[$0.id]?.state != .pending }
+            pending = all.filter { attributes[$0.id]?.state == .pending }
+            self.attributes = attributes
         }
 
         func volume(_ id: VolumeID) -> VolumeRecord? { byID[id] }
@@ -159,6 +170,42 @@ final class Inventory: Sendable {
 
     func contents() async throws -> Contents {
         let pool = pool
-        return try await blocking.run { Contents(volumes: pool.volumes(), snapshots: pool.snapshots()) }
+        let decoded = decoded
+        return try await blocking.run {
+            let snapshots = pool.snapshots()
+            return decoded.withEntries(of: snapshots) { decode in
+                Contents(volumes: pool.volumes(), snapshots: snapshots, decode: decode)
+            }
+        }
+    }
+}
+
+/// Attributes that were decoded before: evidence is large, and lists are asked for often.
+final class DecodedAttributes: Sendable {
+    private struct Entry {
+        var bytes: [UInt8]
+        var attributes: SnapshotAttributes?
+    }
+
+    private let entries = Mutex<[SnapshotID: Entry]>([:])
+
+    /// Gives `body` a decoder, and forgets snapshots that are gone.
+    func withEntries<Value: Sendable>(
+        of snapshots: [SnapshotRecord], _ body: ((SnapshotRecord) -> SnapshotAttributes?) -> Value
+    ) -> Value {
+        let known = entries.withLock { $0 }
+        var next: [SnapshotID: Entry] = [:]
+        let value = body { snapshot in
+            // Arrays of the same storage are equal at once, and the pool hands out the ones it keeps.
+            if let entry = known[snapshot.id], entry.bytes == snapshot.attributes {
+                next[snapshot.id] = entry
+                return entry.attributes
+            }
+            let attributes = SnapshotAttributes(bytes: snapshot.attributes)
+            next[snapshot.id] = Entry(bytes: snapshot.attributes, attributes: attributes)
+            return attributes
+        }
+        entries.withLock { $0 = next }
+        return value
     }
 }

@@ -5,6 +5,7 @@ import Foundation
 import ISCSI
 import Logging
 import SCSI
+import Synchronization
 
 extension Inventory {
     /// What can be refused before a job is begun; the saga checks everything else.
@@ -135,6 +136,29 @@ extension Inventory {
         try await exclusively {
             let snapshot = try await contents().snapshot(idOrName)
             for target in try await exports(of: snapshot.id) where iqn == nil || target.iqn == iqn?.lowercased() {
+                try await removeExport(target)
+            }
+        }
+    }
+
+    /// An export that nobody has had a session with for this long is removed: whoever asked for it is gone.
+    static let exportIdleSeconds = 3_600.0
+
+    /// Removes exports that are not used. `startedAt` is when this process began: what was in use before is not known.
+    func removeIdleExports(startedAt: Date, now: Date = .now) async throws {
+        let used = Set(registry.sessions().map(\.iqn))
+        let exports = try await catalog.targets().filter { $0.purpose == .snapshotExport }
+        let idle = exportUse.withLock { lastUse in
+            for target in exports where used.contains(target.iqn) { lastUse[target.iqn] = now }
+            lastUse = lastUse.filter { iqn, _ in exports.contains { $0.iqn == iqn } }
+            return exports.filter { target in
+                let since = max(target.createdAt, startedAt, lastUse[target.iqn] ?? .distantPast)
+                return !used.contains(target.iqn) && now.timeIntervalSince(since) > Self.exportIdleSeconds
+            }
+        }
+        guard !idle.isEmpty else { return }
+        try await exclusively {
+            for target in idle where !registry.sessions().contains(where: { $0.iqn == target.iqn }) {
                 try await removeExport(target)
             }
         }

@@ -72,8 +72,19 @@ final class JobEngine: Sendable {
             throw error
         }
         let handle = JobHandle(id: info.id, engine: self)
-        let task = Task { await self.run(handle, work) }
-        state.withLock { $0.running[info.id]?.task = task }
+        // Under the lock, so that a shutdown either sees the task or keeps it from being made.
+        let isStarted = state.withLock { state in
+            if state.isShuttingDown { return false }
+            state.running[info.id]?.task = Task { await self.run(handle, work) }
+            return true
+        }
+        guard isStarted else {
+            await end(info.id) { info in
+                info.state = .failed
+                info.failure = .shuttingDown
+            }
+            throw APIFailure.shuttingDown
+        }
         return info
     }
 

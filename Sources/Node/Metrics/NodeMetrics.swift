@@ -74,7 +74,7 @@ extension NodeServices {
             "stillpoint_volume_last_snapshot_quiet_seconds", .gauge,
             "The longest time that a member was quiet in the newest snapshot of a volume.",
             last.map { name, snapshot in
-                .init(SnapshotAttributes(bytes: snapshot.attributes)?.quietSeconds ?? 0, [("volume", name)])
+                .init(contents.attributes[snapshot.id]?.quietSeconds ?? 0, [("volume", name)])
             })
         metrics.add(
             "stillpoint_volume_last_snapshot_timestamp_seconds", .gauge, "When the newest snapshot was cut, Unix time.",
