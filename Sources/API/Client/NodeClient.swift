@@ -207,7 +207,13 @@ public struct NodeUnreachable: Error, Sendable, Equatable, CustomStringConvertib
     private static func reason(_ error: any Error) -> String {
         if let error = error as? IOError { return String(cString: strerror(error.errnoCode)) }
         if error is NIOSSLError || error is NIOSSLExtraError || error is BoringSSLError {
-            return "its TLS certificate was not accepted, or it does not speak TLS (\(error))"
+            let details = String(describing: error)
+            if details.contains("CERTIFICATE_VERIFY_FAILED") {
+                return "its certificate was not signed by the authority given, or trusted here"
+            }
+            if details.contains("failedToValidateHostname") { return "its certificate is not for this host name" }
+            if details.contains("WRONG_VERSION_NUMBER") { return "it does not speak TLS" }
+            return "TLS failed (\(details))"
         }
         return String(describing: error)
     }

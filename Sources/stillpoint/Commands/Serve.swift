@@ -50,7 +50,7 @@ struct Serve: AsyncParsableCommand {
         do {
             try await Node.serve(configuration, logger: Logger(label: "stillpoint"))
         } catch let error as ServeFailure {
-            throw CommandFailure("The node ended: \(error.description)")
+            throw CommandFailure("The node cannot serve: \(error.description)")
         } catch let error as ConfigurationInvalid {
             throw CommandFailure("The node was not started: \(error.description)")
         }

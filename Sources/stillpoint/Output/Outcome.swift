@@ -59,7 +59,10 @@ enum Outcome {
         case let error as NodeUnreachable:
             CommandFailure(
                 error.description,
-                hint: "Is it running? Start it with: stillpoint serve. Another address is given with --api",
+                hint: error.cause.contains("certificate")
+                    ? "The node's authority (DATA/pki/ca.pem) is given with --ca-file; api.names in its configuration "
+                        + "adds host names"
+                    : "Is it running? Start it with: stillpoint serve. Another address is given with --api",
                 status: .unreachable)
         case let error as UnexpectedAnswer:
             CommandFailure(error.description, hint: "Are this program and the node of the same version?")
