@@ -66,6 +66,8 @@ public final class NodeClient: Sendable {
         }
         var configuration = HTTPClient.Configuration(tlsConfiguration: tls, redirectConfiguration: .disallow)
         configuration.timeout = .init(connect: .milliseconds(Int64(settings.connectTimeoutSeconds * 1000)))
+        // Nobody listening is an answer, too: whoever waits for a node asks again.
+        configuration.connectionPool.retryConnectionEstablishment = false
         // HTTP/1.1 is enough, and a server-sent event stream then has a connection of its own.
         configuration.httpVersion = .http1Only
         http = HTTPClient(eventLoopGroupProvider: .singleton, configuration: configuration)
