@@ -7,7 +7,11 @@ public final class PluginProcess: Sendable {
         public var executable: String
         public var arguments: [String] = []
         /// The whole environment of the child.
-        public var environment: [String: String] = ["PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"]
+        /// Without Swift's backtraces by default: a plug-in that crashes is to be dead at once, so that what it held is
+        /// recovered, not after a debugger has looked at it.
+        public var environment: [String: String] = Command.cleanEnvironment.merging(
+            ["SWIFT_BACKTRACE": "enable=no"]
+        ) { $1 }
         public var maximumLineBytes = PluginContract.maximumLineBytes
         /// Called on the process's I/O thread: must not block.
         public var onEvent: @Sendable (PluginEvent) -> Void = { _ in }
@@ -116,6 +120,9 @@ public final class PluginProcess: Sendable {
     public func waitForExit() async -> PluginExit { await loop.waitForExit() }
 
     /// Closes standard input, waits for the end, and after the grace sends SIGTERM, then SIGKILL, to its process group.
+    ///
+    /// A process inside a system call that cannot be interrupted (a freeze that waits for a hung device) ends only when
+    /// the kernel gives it back: a caller with something else to do does not wait for this.
     @discardableResult
     public func end(graceSeconds: Double = 10) async -> PluginExit {
         await loop.end(graceSeconds: graceSeconds)

@@ -147,6 +147,56 @@ struct FilesystemFreezeTests {
         }
     }
 
+    @Test("a freeze that hangs in the kernel is given up within the lease, and undone when the kernel gives it back")
+    func hangs() async throws {
+        let lower = try LoopFileSystem(volume: "lower")
+        let upper = try LoopFileSystem(volume: "upper", on: lower)
+        let other = try LoopFileSystem(volume: "other")
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        let resources = [try await upper.resource(), try await other.resource()]
+        try shell("sync -f \(upper.mountPoint)")
+        try lower.freezeFromOutside()
+        let failure = await #expect(throws: PluginFailure.self) {
+            try await plugin.quiesce("h1", resources, state: state.path, leaseSeconds: 2)
+        }
+        #expect(failure?.code == .timedOut)
+        #expect(failure?.message == "\(upper.mountPoint) could not be frozen within the lease")
+        #expect(!other.isFrozen)
+        // Still inside the kernel: should it succeed after a death of the plug-in, a recover must know of it.
+        #expect(state.files == ["filesystem-hold-h1.journal"])
+        try lower.thawFromOutside()
+        try await eventually("the freeze is undone") { state.files == [] }
+        #expect(!upper.isFrozen)
+        await plugin.process.end()
+    }
+
+    @Test("a plug-in killed inside a freeze that hangs leaves what recover thaws")
+    func killedInsideFreeze() async throws {
+        let lower = try LoopFileSystem(volume: "lower")
+        let upper = try LoopFileSystem(volume: "upper", on: lower)
+        let state = try StateDirectory()
+        let first = try RunningPlugin("filesystem")
+        let resource = try await upper.resource()
+        try shell("sync -f \(upper.mountPoint)")
+        try lower.freezeFromOutside()
+        let quiesce = Task { try? await first.quiesce("h1", [resource], state: state.path) }
+        try await eventually("it is about to freeze") {
+            readText("\(state.path)/filesystem-hold-h1.journal")?.contains("intent") == true
+        }
+        try await Task.sleep(for: .milliseconds(200))
+        first.process.kill()
+        try lower.thawFromOutside()
+        #expect(await first.process.waitForExit() == .signalled(signal: SIGKILL))
+        _ = await quiesce.value
+        #expect(upper.isFrozen)
+        let second = try RunningPlugin("filesystem")
+        let result = try await second.process.recover(RecoverParameters(stateDirectory: state.path))
+        #expect(result.released == [upper.mountPoint])
+        #expect(!upper.isFrozen)
+        await second.process.end()
+    }
+
     @Test("recover leaves alone what another living process of the plug-in holds")
     func recoverBesideLiving() async throws {
         let files = try LoopFileSystem()

@@ -122,11 +122,21 @@ final class LoopFileSystem: Sendable {
     let volume: String
     private let watchdog: Int32
 
-    init(volume: String = "vol1", type: String = "ext4", options: String = "rw", isPartitioned: Bool = false) throws {
+    /// What its image lies on; it goes later.
+    private let lower: LoopFileSystem?
+
+    /// - Parameter lower: holds the image, so that its freeze makes this device hang.
+    init(
+        volume: String = "vol1", type: String = "ext4", options: String = "rw", isPartitioned: Bool = false,
+        on lower: LoopFileSystem? = nil
+    ) throws {
+        self.lower = lower
         let directory = "/tmp/sp-plugins-\(UUID().uuidString.prefix(8))"
         let mountPoint = directory + "/mnt"
         try FileManager.default.createDirectory(atPath: mountPoint, withIntermediateDirectories: true)
-        try shell("truncate -s 400M \(directory)/backing")
+        let megabytes = lower == nil ? 400 : 100
+        if let lower { try shell("ln -s \(lower.mountPoint)/image \(directory)/backing") }
+        try shell("truncate -s \(megabytes)M \(directory)/backing")
         if isPartitioned { try shell("echo ',,L' | sfdisk -q \(directory)/backing") }
         let loop = try shell("losetup -f --show \(isPartitioned ? "-P" : "") \(directory)/backing")
         self.directory = directory
@@ -155,9 +165,11 @@ final class LoopFileSystem: Sendable {
     deinit {
         kill(-watchdog, SIGKILL)
         waitpid(watchdog, nil, 0)
+        // By the file, not by the number: that may be somebody else's device by now.
         let script = """
             fsfreeze -u \(mountPoint); umount \(mountPoint) || { sleep 1; umount -l \(mountPoint); }
-            losetup -d \(loop); rm -rf \(directory)
+            for device in $(losetup -n -O NAME -j \(directory)/backing); do losetup -d $device; done
+            rm -rf \(directory)
             """
         _ = try? shell(script, mayFail: true)
     }

@@ -30,7 +30,7 @@ struct PostgreSQLTests {
         #expect(member.artifacts?["startLSN"]?.contains("/") == true)
         #expect(member.artifacts?["stopLSN"]?.contains("/") == true)
         #expect(member.artifacts?["tablespace_map"] == nil)
-        #expect(try server.holds() == 0)
+        try await eventually("the session is gone") { try server.holds() == 0 }
         await plugin.process.end()
     }
 
