@@ -146,7 +146,8 @@ final class NodeProcess: Sendable {
     /// the moment their volumes are reserved.
     func run(endingOn signals: [UnixSignal] = [.sigterm, .sigint]) async throws {
         let recovery = Task { await recover() }
-        await waitBriefly(for: recovery)
+        await wait(for: recovery, atMostSeconds: Self.recoveryHeadStartSeconds)
+        defer { recovery.cancel() }
         let api = try makeAPI()
         var settings = ServiceGroupConfiguration(
             services: [
@@ -170,6 +171,7 @@ final class NodeProcess: Sendable {
             logger.warning("shutdown took too long; what was left was cut off")
         }
         recovery.cancel()
+        await wait(for: recovery, atMostSeconds: Self.recoveryEndSeconds)
     }
 
     /// Ends ``run(endingOn:)`` as a signal would.
@@ -194,16 +196,24 @@ final class NodeProcess: Sendable {
     }
 
     /// Recovery talks to agents, which may be away; the node does not wait for them for ever.
-    private func waitBriefly(for recovery: Task<Void, Never>) async {
-        await withTaskGroup(of: Void.self) { group in
-            group.addTask { await recovery.value }
-            group.addTask { try? await Task.sleep(for: .seconds(Self.recoveryHeadStartSeconds)) }
-            await group.next()
-            group.cancelAll()
+    private func wait(for recovery: Task<Void, Never>, atMostSeconds: Double) async {
+        let (ends, continuation) = AsyncStream.makeStream(of: Void.self)
+        let timer = Task {
+            try? await Task.sleep(for: .seconds(atMostSeconds))
+            continuation.finish()
         }
+        // Not a task group: that would wait for the slower of the two.
+        Task {
+            await recovery.value
+            continuation.finish()
+        }
+        for await _ in ends {}
+        timer.cancel()
     }
 
     private static let recoveryHeadStartSeconds = 3.0
+    /// What a cancelled recovery gets to let go of the catalog.
+    private static let recoveryEndSeconds = 5.0
 
     private func makeAPI() throws -> some Service {
         let adapter = HTTPAdapter(table: RouteTable(services), token: token)
@@ -227,8 +237,13 @@ final class NodeProcess: Sendable {
         do {
             let certificate = configuration.apiCertificateFile ?? services.identity.certificateFile
             let key = configuration.apiKeyFile ?? services.identity.keyFile
+            var chain = try NIOSSLCertificate.fromPEMFile(certificate)
+            if configuration.apiCertificateFile == nil {
+                // An agent that enrols knows the authority by its fingerprint only: it must see it.
+                chain += try NIOSSLCertificate.fromPEMFile(services.identity.authorityFile)
+            }
             var tls = TLSConfiguration.makeServerConfiguration(
-                certificateChain: try NIOSSLCertificate.fromPEMFile(certificate).map { .certificate($0) },
+                certificateChain: chain.map { .certificate($0) },
                 privateKey: .privateKey(try NIOSSLPrivateKey(file: key, format: .pem)))
             tls.minimumTLSVersion = .tlsv12
             return tls
