@@ -64,7 +64,7 @@ struct QuietWindowTests {
             }
         }
 
-        func startSnapshot(name: String) throws -> Process {
+        func startSnapshot(name: String) throws -> ChildProcess {
             try Shell.start(
                 [
                     Components.bin + "/stillpoint", "snapshot", "create", "db", "--consistency", "application",

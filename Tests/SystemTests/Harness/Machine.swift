@@ -37,7 +37,7 @@ final class TestNode {
     /// Put before the command, e.g. `ip netns exec NAME`.
     var prefix: [String] = []
     var apiListen = "127.0.0.1:0"
-    private(set) var process: Process?
+    private(set) var process: ChildProcess?
     private(set) var api = ""
     private(set) var iscsi = ""
 
@@ -161,7 +161,7 @@ final class TestAgent {
     var host = "127.0.0.1"
     var prefix: [String] = []
     var configuration = ""
-    private(set) var process: Process?
+    private(set) var process: ChildProcess?
 
     init(name: String, node: TestNode) throws {
         self.name = name

@@ -28,25 +28,10 @@ enum Shell {
 
     static func start(
         _ arguments: [String], environment extra: [String: String] = [:], outputPath: String, errorPath: String? = nil
-    ) throws -> Process {
-        guard let executable = locate(arguments[0]) else { throw CommandFailed(description: "no \(arguments[0]) here") }
-        let process = Process()
-        process.executableURL = URL(filePath: executable)
-        process.arguments = Array(arguments.dropFirst())
-        process.environment = environment.merging(extra) { $1 }
-        process.standardInput = FileHandle.nullDevice
-        process.standardOutput = try handle(outputPath)
-        process.standardError = try errorPath.map(handle) ?? process.standardOutput
-        try process.run()
-        return process
-    }
-
-    private static func handle(_ path: String) throws -> FileHandle {
-        FileManager.default.createFile(atPath: path, contents: nil)
-        guard let handle = FileHandle(forWritingAtPath: path) else {
-            throw CommandFailed(description: "cannot write \(path)")
-        }
-        return handle
+    ) throws -> ChildProcess {
+        try ChildProcess(
+            arguments, environment: environment.merging(extra) { $1 }, inputPath: "/dev/null", outputPath: outputPath,
+            errorPath: errorPath)
     }
 
     /// Runs to the end, at most `timeoutSeconds`; then it is killed and the result's status is 124.
@@ -56,24 +41,16 @@ enum Shell {
     ) throws -> CommandResult {
         let folder = try TemporaryFolder(prefix: "sp-run")
         defer { folder.remove() }
-        guard let executable = locate(arguments[0]) else { throw CommandFailed(description: "no \(arguments[0]) here") }
-        let process = Process()
-        process.executableURL = URL(filePath: executable)
-        process.arguments = Array(arguments.dropFirst())
-        process.environment = environment.merging(extra) { $1 }
         let inputPath = folder.path + "/in"
         try (input ?? "").write(toFile: inputPath, atomically: false, encoding: .utf8)
-        process.standardInput = FileHandle(forReadingAtPath: inputPath)
-        process.standardOutput = try handle(folder.path + "/out")
-        process.standardError = try handle(folder.path + "/err")
-        try process.run()
+        let process = try ChildProcess(
+            arguments, environment: environment.merging(extra) { $1 }, inputPath: inputPath,
+            outputPath: folder.path + "/out", errorPath: folder.path + "/err")
         let ended = wait(upToSeconds: timeoutSeconds) { !process.isRunning }
-        if !ended {
-            kill(process.processIdentifier, SIGKILL)
-            process.waitUntilExit()
-        }
+        if !ended { process.killHard() }
         func text(_ name: String) -> String {
-            String(decoding: (try? Data(contentsOf: URL(filePath: folder.path + "/" + name))) ?? Data(), as: UTF8.self)
+            let path = folder.path + "/" + name
+            return String(decoding: (try? Data(contentsOf: URL(filePath: path))) ?? Data(), as: UTF8.self)
         }
         return CommandResult(
             arguments: arguments, status: ended ? process.terminationStatus : 124, output: text("out"),
