@@ -79,8 +79,15 @@ extension PoolCore {
     static func readSuperblock(_ file: any StorageFile, path: String) throws(PoolError) -> Superblock {
         var newest: Superblock?
         var hasMagic = false
+        var readError: StorageError?
         for copy in 0..<Format.superblockCopies {
-            guard let bytes = try? readBlock(file, at: place(ofCopy: copy)) else { continue }
+            let bytes: [UInt8]
+            do {
+                bytes = try readBlock(file, at: place(ofCopy: copy))
+            } catch {
+                readError = error
+                continue
+            }
             var reader = ByteReader(bytes[...])
             if (try? reader.get(UInt64.self)) == Format.superblockMagic { hasMagic = true }
             guard let found = try Superblock.decode(bytes) else { continue }
@@ -88,6 +95,7 @@ extension PoolCore {
         }
         guard let newest else {
             if hasMagic { throw .damaged("all copies of the superblock in \(path) are wrong") }
+            if let readError { throw .io(operation: "reading the superblock of \(path)", errno: readError.errno) }
             throw .notAPool(path: path)
         }
         let blocks = newest.journalBytes / UInt64(Format.blockBytes) + Format.journalBlock

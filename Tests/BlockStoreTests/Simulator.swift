@@ -35,6 +35,7 @@ final class Simulator {
     private var history: [PoolModel] = [PoolModel()]
     private var log: [String] = []
     private let isSmall: Bool
+    private let syncsOften: Bool
     private let reusesBlocksFirst: Bool
     private let reclaimPages: Int
     private var names = 0
@@ -49,6 +50,7 @@ final class Simulator {
         let isTight = generator.chance(30)
         isSmall = generator.chance(30)
         reusesBlocksFirst = generator.chance(60)
+        syncsOften = generator.chance(20)
         reclaimPages = 1 + Int(generator.below(12))
         disk = SimulatedDisk(seed: generator.next(), capacityBytes: isTight ? 7 << 20 : .max)
     }
@@ -205,7 +207,10 @@ final class Simulator {
             if disk.isDead {
                 history.append(changed)
                 crash("power loss")
-            } else if case .readOnly = pool.statistics.state {
+            } else if case .readOnly(let reason) = pool.statistics.state {
+                if options.faults == .crashesOnly || reason.contains("damaged") {
+                    throw fail("the pool failed by itself: \(reason)")
+                }
                 history.append(changed)
                 crash("the pool failed")
             } else if options.faults == .crashesOnly, !isNoSpace(error) {
@@ -286,7 +291,7 @@ final class Simulator {
     private func write(_ volume: VolumeID) throws {
         guard let range = pickRange(volume, aligned: generator.chance(70)) else { return }
         let tag = generator.chance(10) ? 0 : nextTag()
-        let isDurable = generator.chance(10)
+        let isDurable = generator.chance(syncsOften ? 60 : 10)
         let bytes = Sector.run(range, tag: tag)
         try attempt(
             "write \(volume.description.prefix(4)) \(range) \(tag >> 40) \(isDurable ? "durable" : "")",

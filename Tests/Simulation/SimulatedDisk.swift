@@ -108,6 +108,14 @@ public final class SimulatedDisk: StorageFile {
         }
     }
 
+    /// Another disk with the same content, all of it durable.
+    public func copy() -> SimulatedDisk {
+        state.withLock { state in
+            SimulatedDisk(
+                durable: state.live, sizeBytes: state.sizeBytes, backed: state.backed, seed: 1, like: self)
+        }
+    }
+
     /// Changes one bit of a block, on the medium and in what later reads see.
     public func rot(block: UInt64, bit: Int) {
         state.withLock { state in
