@@ -33,11 +33,26 @@ extension APIFailure {
                 hint: "See whether the data directory's disk is full or failing")
         case let error as PoolError: from(error)
         case let error as TargetError:
-            APIFailure(status: 409, code: "targetRefused", message: "the iSCSI target refused it: \(error)")
+            APIFailure(status: 409, code: "targetRefused", message: "the iSCSI target refused it: \(sentence(error))")
         case is CancellationError:
             APIFailure(status: 503, code: "cancelled", message: "the work was cancelled as the node shuts down")
         default:
             APIFailure(status: 500, code: "internal", message: "unexpected failure: \(error)")
+        }
+    }
+
+    private static func sentence(_ error: TargetError) -> String {
+        switch error {
+        case .noSuchTarget(let iqn): "there is no target \(iqn)"
+        case .targetExists(let iqn): "there is a target \(iqn) already"
+        case .invalidName(let name): "\(name) is no iSCSI name"
+        case .noSuchLUN(let iqn, let lun): "\(iqn) has no LUN \(lun)"
+        case .lunInUse(let iqn, let lun): "\(iqn) has a LUN \(lun) already"
+        case .invalidLUN(let lun): "\(lun) is no LUN that a target can have"
+        case .identityInUse(let naa): "the identity \(naa) is in use already"
+        case .blocked(let naa): "the device \(naa) is being reverted"
+        case .noSuchRule(let iqn, _): "\(iqn) has no such rule"
+        case .limit(let what): "its limit is reached: \(what)"
         }
     }
 
