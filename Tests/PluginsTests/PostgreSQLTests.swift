@@ -221,4 +221,87 @@ struct PostgreSQLTests {
         #expect(state.files == [])
         await plugin.process.end()
     }
+
+    @Test(
+        "stopped, unmounted, reverted, mounted, started: at the snapshot, or with the label and an archive at the end",
+        arguments: [false, true])
+    func reverts(toArchiveEnd: Bool) async throws {
+        let files = try LoopFileSystem(volume: "db")
+        let server = try PostgreSQLServer(files: files)
+        let archive = files.directory + "/archive"
+        try shell("mkdir \(archive); chown postgres \(archive)")
+        try server.sql(
+            """
+            ALTER SYSTEM SET archive_mode = on;
+            ALTER SYSTEM SET archive_command = 'test ! -f \(archive)/%f && cp %p \(archive)/%f';
+            ALTER SYSTEM SET restore_command = 'cp \(archive)/%f %p';
+            """)
+        try server.stop()
+        try server.start()
+        try server.sql("CREATE TABLE numbers AS SELECT 1 AS n")
+        let state = try StateDirectory()
+        let (database, system) = (try RunningPlugin("postgresql"), try RunningPlugin("filesystem"))
+        let cluster = try #require(try await server.discover(database))
+        let mount = try await files.resource()
+        _ = try await database.quiesce("h1", [cluster], state: state.path)
+        _ = try await system.quiesce("h2", [mount], state: state.path)
+        try shell("cp --sparse=always \(files.directory)/backing \(files.directory)/copy")
+        #expect(try await system.unquiesce("h2").map(\.stillHeld) == [true])
+        let member = try #require(try await database.unquiesce("h1").first)
+        #expect(member.stillHeld)
+        try server.sql("INSERT INTO numbers VALUES (2)")
+        let segment = try server.sql("SELECT pg_walfile_name(pg_switch_wal())")
+        try await eventually("the WAL is archived") { access("\(archive)/\(segment)", F_OK) == 0 }
+
+        var parameters = RestoreParameters(
+            restoreID: "r1", resources: [cluster], devices: [files.device], stateDirectory: state.path)
+        if toArchiveEnd {
+            let own = ["dataDirectory": JSONValue.string(server.dataDirectory), "restoreWithBackupLabel": .bool(true)]
+            parameters.config = .object(["clusters": .array([.object(own)])])
+        }
+        _ = try await database.process.prepareRestore(parameters)
+        var mounts = parameters
+        mounts.resources = [mount]
+        _ = try await system.process.prepareRestore(mounts)
+        // In place, under the attached device: what the kernel has cached of it is stale now.
+        try shell("dd if=\(files.directory)/copy of=\(files.directory)/backing bs=1M conv=notrunc status=none")
+        _ = try await system.process.finishRestore(mounts)
+        parameters.artifacts = [server.resourceID: member.artifacts ?? [:]]
+        _ = try await database.process.finishRestore(parameters)
+        try await eventually("the recovery is over") { try server.sql("SELECT pg_is_in_recovery()") == "f" }
+        #expect(try server.sql("SELECT string_agg(n::text, ',') FROM numbers") == (toArchiveEnd ? "1,2" : "1"))
+        #expect(state.files == [])
+        await system.process.end()
+        await database.process.end()
+    }
+
+    @Test("a cluster whose configuration lies elsewhere is stopped and started with it")
+    func configurationElsewhere() async throws {
+        let server = try PostgreSQLServer(files: try LoopFileSystem())
+        let elsewhere = server.files.directory + "/etc"
+        try server.stop()
+        try shell(
+            """
+            mkdir \(elsewhere); cd \(server.dataDirectory); mv *.conf \(elsewhere); chown -R postgres \(elsewhere)
+            cat >> \(elsewhere)/postgresql.conf <<'END'
+            data_directory = '\(server.dataDirectory)'
+            hba_file = '\(elsewhere)/pg_hba.conf'
+            ident_file = '\(elsewhere)/pg_ident.conf'
+            unix_socket_directories = '\(server.sockets)'
+            listen_addresses = ''
+            port = \(server.port)
+            END
+            cd /; \(PostgreSQLServer.asPostgres) \(PostgreSQLServer.programs!)/pg_ctl start -w -s \
+                -D \(server.dataDirectory) -o '-c config_file="\(elsewhere)/postgresql.conf"' -l \(elsewhere)/log
+            """)
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("postgresql")
+        let resource = try #require(try await server.discover(plugin))
+        let parameters = RestoreParameters(
+            restoreID: "r1", resources: [resource], devices: [server.files.device], stateDirectory: state.path)
+        _ = try await plugin.process.prepareRestore(parameters)
+        _ = try await plugin.process.finishRestore(parameters)
+        #expect(try server.sql("SHOW config_file") == "\(elsewhere)/postgresql.conf")
+        await plugin.process.end()
+    }
 }
