@@ -318,7 +318,7 @@ final class Checkpoint {
             dataset.setParent(nil)
         }
         publishAttributes()
-        core.unlinkedByCheckpointNow.append(contentsOf: writer.freed)
+        core.unlinkedToPunchNow.append(contentsOf: writer.freed)
         core.lastPassFreed = writer.freed.count
         try core.advanceFrees()
         if core.hasReclaimableDataset { core.isCheckpointRequested = true }

@@ -79,7 +79,7 @@ public final class Pool: Sendable {
     public func createVolume(id: VolumeID, name: String, sizeBytes: UInt64) throws(PoolError) -> VolumeRecord {
         try core.checkName(name)
         try core.checkSize(sizeBytes)
-        let target = try core.monitor.withLock { () throws(PoolError) in
+        let target = try core.withRoom { () throws(PoolError) in
             try core.checkNewVolume(id, name)
             let seed = core.volumeSeed(id: id, name: name, sizeBytes: sizeBytes)
             return try core.perform(.createVolume(seed))
@@ -91,7 +91,7 @@ public final class Pool: Sendable {
     /// Grows or shrinks a volume; what lies beyond a smaller size is unmapped.
     public func resizeVolume(_ id: VolumeID, sizeBytes: UInt64) throws(PoolError) {
         try core.checkSize(sizeBytes)
-        let target = try core.monitor.withLock { () throws(PoolError) in
+        let target = try core.withRoom { () throws(PoolError) in
             try core.perform(.resizeVolume(volume: try core.volume(id).number, sizeBytes: sizeBytes))
         }
         try core.commit(through: target)
@@ -135,7 +135,7 @@ public final class Pool: Sendable {
     ) throws(PoolError) -> SnapshotRecord {
         try core.checkName(name)
         try core.checkAttributes(attributes)
-        let (target, record) = try core.monitor.withLock { () throws(PoolError) in
+        let (target, record) = try core.withRoom { () throws(PoolError) in
             let seed = try core.snapshotSeed(
                 id: id, name: name, volumes: volumes, kind: .user, attributes: attributes)
             let target = try core.perform(.snapshot(seed))
@@ -148,7 +148,7 @@ public final class Pool: Sendable {
     /// Replaces the caller's bytes of a snapshot (at most 1 MiB).
     public func setAttributes(of snapshot: SnapshotID, _ bytes: [UInt8]) throws(PoolError) {
         try core.checkAttributes(bytes)
-        let target = try core.monitor.withLock { () throws(PoolError) in
+        let target = try core.withRoom { () throws(PoolError) in
             _ = try core.snapshot(snapshot)
             return try core.perform(.setAttributes(snapshot, bytes))
         }
@@ -171,7 +171,7 @@ public final class Pool: Sendable {
         snapshot: SnapshotID, volume: VolumeID, newID: VolumeID, name: String
     ) throws(PoolError) -> VolumeRecord {
         try core.checkName(name)
-        let target = try core.monitor.withLock { () throws(PoolError) in
+        let target = try core.withRoom { () throws(PoolError) in
             try core.checkNewVolume(newID, name)
             let source = try core.member(of: snapshot, volume)
             let seed = core.volumeSeed(id: newID, name: name, sizeBytes: source.sizeBytes)
@@ -188,7 +188,7 @@ public final class Pool: Sendable {
     ) throws(PoolError) -> SnapshotRecord {
         try core.checkName(keepName)
         try core.checkAttributes(attributes)
-        let (target, record) = try core.monitor.withLock { () throws(PoolError) in
+        let (target, record) = try core.withRoom { () throws(PoolError) in
             for volume in volumes { _ = try core.member(of: snapshot, volume) }
             let seed = try core.snapshotSeed(
                 id: keepAs, name: keepName, volumes: volumes, kind: .beforeRevert, attributes: attributes)

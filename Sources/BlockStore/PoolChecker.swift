@@ -221,8 +221,8 @@ struct PoolWalk {
     private mutating func checkSpace(durable: Set<UInt64>) {
         var leaving = Set(core.retired.map(\.block))
         for list in [
-            core.unlinkedNow, core.unlinkedBefore, core.punchable, core.unlinkedByCheckpointNow,
-            core.unlinkedByCheckpointBefore,
+            core.unlinkedNow, core.unlinkedBefore, core.punchable, core.unlinkedToPunchNow,
+            core.unlinkedToPunchBefore,
         ] { leaving.formUnion(list) }
         for block in leaving where owners[block] != nil { problem("block \(block) is in use and about to be freed") }
         var busyTotal: UInt64 = 0

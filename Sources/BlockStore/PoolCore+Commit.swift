@@ -146,7 +146,13 @@ extension PoolCore {
         while count < retired.count, retired[count].record <= committedRecord || hasBug(.overwrittenReusedTooEarly) {
             count += 1
         }
-        unlinkedNow.append(contentsOf: retired[..<count].lazy.map(\.block))
+        for entry in retired[..<count] {
+            if entry.isUnmapped {
+                unlinkedToPunchNow.append(entry.block)
+            } else {
+                unlinkedNow.append(entry.block)
+            }
+        }
         retired.removeSubrange(..<count)
         do {
             try advanceFrees()

@@ -58,17 +58,23 @@ extension PoolCore {
             id: id, name: name, createdAt: unixNanoseconds(), kind: kind, members: members, attributes: attributes)
     }
 
+    /// Runs `body` with the lock held, when the next checkpoint has room for what it adds.
+    func withRoom<R>(_ body: () throws(PoolError) -> R) throws(PoolError) -> R {
+        monitor.lock()
+        defer { monitor.unlock() }
+        var passesLeft = 3
+        while !hasMetadataRoom(for: 64) {
+            if let refusal { throw refusal }
+            guard passesLeft > 0 else { throw .noSpace }
+            passesLeft -= 1
+            try awaitPass()
+        }
+        return try body()
+    }
+
     /// Applies a record and appends it to the journal; the caller commits.
     func perform(_ record: JournalRecord) throws(PoolError) -> UInt64 {
         if let refusal { throw refusal }
-        switch record {
-        case .deleteVolume, .deleteSnapshot: break
-        default:
-            guard hasMetadataRoom(for: 64) else {
-                isCheckpointRequested = true
-                throw .noSpace
-            }
-        }
         try apply(record)
         defer { requestPassIfDue() }
         return append(record)

@@ -166,10 +166,27 @@ extension PoolCore {
                 pieces.append(Piece(index: index, count: 1, physical: isZero ? 0 : 1))
             }
         }
-        let phase: Int
-        (pieces, phase) = try place(pieces, stored: stored, volume: volume, first: first, count: count)
-        // Closing the pool waits for writers the same way as for readers.
-        defer { exitRead(phase) }
+        var attempt = 0
+        while true {
+            let (placed, phase) = try place(pieces, stored: stored, volume: volume, first: first, count: count)
+            // Closing the pool waits for writers the same way as for readers.
+            defer { exitRead(phase) }
+            do throws(BlockError) {
+                try writeData(placed, buffer)
+            } catch {
+                giveBack(placed)
+                guard error == .noSpace, attempt < 2 else { throw error }
+                try makeRoomInFileSystem(attempt)
+                attempt += 1
+                continue
+            }
+            dataBytesWritten.add(UInt64(stored * Format.blockBytes), ordering: .relaxed)
+            let crcs = UnsafeBufferPointer(crcs)
+            return try enter(placed, crcs: crcs, volume: volume, first: first, count: count, claim)
+        }
+    }
+
+    private func writeData(_ pieces: [Piece], _ buffer: UnsafeRawBufferPointer) throws(BlockError) {
         do throws(StorageError) {
             for piece in pieces where piece.physical != 0 {
                 let from = piece.index * Format.blockBytes
@@ -177,12 +194,19 @@ extension PoolCore {
                 try file.write(at: piece.physical * Self.blockBytes, from: bytes)
             }
         } catch {
-            giveBack(pieces)
             // ENOSPC and EDQUOT: what the pool lies on is full; nothing was acknowledged, so nothing is lost.
             throw error.errno == 28 || error.errno == 122 ? .noSpace : .io(errno: error.errno)
         }
-        dataBytesWritten.add(UInt64(stored * Format.blockBytes), ordering: .relaxed)
-        return try enter(pieces, crcs: UnsafeBufferPointer(crcs), volume: volume, first: first, count: count, claim)
+    }
+
+    /// The file system is full: freed blocks that still have storage come first from now on, and a pass may give some
+    /// back.
+    private func makeRoomInFileSystem(_ attempt: Int) throws(BlockError) {
+        monitor.lock()
+        defer { monitor.unlock() }
+        if attempt > 0, canFreeMore { try awaitPassForDevice() }
+        if attempt > 0 { isFull = true }
+        space.rewind()
     }
 
     /// Waits for room and allocates: pieces may fall apart into several runs.
@@ -264,7 +288,7 @@ extension PoolCore {
                         block: piece.physical == 0 ? 0 : piece.physical + UInt64(index),
                         crc: crcs[piece.index + index])
                     let old = top.insert(mapping, for: block + UInt64(index))
-                    if old != 0 { retired.append((record, old)) }
+                    if old != 0 { retired.append(Retired(record: record, block: old, isUnmapped: mapping.block == 0)) }
                 }
             }
         }
@@ -290,7 +314,9 @@ extension PoolCore {
             isReplay || hasBug(.unmapNotJournalled)
             ? 0 : append(.unmap(volume: volume.number, block: blocks.lowerBound, count: UInt64(blocks.count)))
         changeTop(volume.head) { top in
-            top.unmap(blocks) { if !isReplay { retired.append((record, $0)) } }
+            top.unmap(blocks) {
+                if !isReplay { retired.append(Retired(record: record, block: $0, isUnmapped: true)) }
+            }
         }
         hasUnmappedSinceCheckpoint = true
         return record

@@ -12,6 +12,14 @@ final class PendingRecords {
     init(lastRecord: UInt64) { self.lastRecord = lastRecord }
 }
 
+/// A block that no layer refers to any more, and the record that said so.
+struct Retired {
+    var record: UInt64
+    var block: UInt64
+    /// Unmapped blocks go back to the file system; overwritten ones are soon used again.
+    var isUnmapped: Bool
+}
+
 /// A read-modify-write under way: whatever changes its blocks meanwhile marks it, and it starts over.
 final class Claim {
     let volume: UInt32
@@ -62,14 +70,14 @@ final class PoolCore: @unchecked Sendable {
 
     // Blocks on their way to being free.
     /// Overwritten before any checkpoint saw them: free once the overwriting record is durable.
-    var retired: [(record: UInt64, block: UInt64)] = []
+    var retired: [Retired] = []
     /// Blocks unlinked since the last flip of the read phase; those before it wait for readers of the old phase.
     var unlinkedNow: [UInt64] = []
     var unlinkedBefore: [UInt64] = []
-    /// Freed by a checkpoint and past all readers: may be punched out and handed out again.
+    /// Unmapped, or freed by a checkpoint, and past all readers: may be punched out and handed out again.
     var punchable: [UInt64] = []
-    var unlinkedByCheckpointNow: [UInt64] = []
-    var unlinkedByCheckpointBefore: [UInt64] = []
+    var unlinkedToPunchNow: [UInt64] = []
+    var unlinkedToPunchBefore: [UInt64] = []
     var readPhase = 0
     /// Readers under way by phase; entered under the lock, left without it.
     let evenReaders = Atomic<Int>(0)
@@ -205,20 +213,20 @@ final class PoolCore: @unchecked Sendable {
         for _ in 0..<2 {
             if hasReaders(1 - readPhase) { return }
             for block in unlinkedBefore { try space.release(block) }
-            punchable.append(contentsOf: unlinkedByCheckpointBefore)
+            punchable.append(contentsOf: unlinkedToPunchBefore)
             unlinkedBefore = unlinkedNow
-            unlinkedByCheckpointBefore = unlinkedByCheckpointNow
+            unlinkedToPunchBefore = unlinkedToPunchNow
             unlinkedNow = []
-            unlinkedByCheckpointNow = []
+            unlinkedToPunchNow = []
             readPhase = 1 - readPhase
-            if unlinkedBefore.isEmpty && unlinkedByCheckpointBefore.isEmpty { return }
+            if unlinkedBefore.isEmpty && unlinkedToPunchBefore.isEmpty { return }
         }
     }
 
     /// Blocks that only wait for a commit, a reader or a maintenance pass.
     var hasFreesPending: Bool {
         !retired.isEmpty || !unlinkedNow.isEmpty || !unlinkedBefore.isEmpty || !punchable.isEmpty
-            || !unlinkedByCheckpointNow.isEmpty || !unlinkedByCheckpointBefore.isEmpty
+            || !unlinkedToPunchNow.isEmpty || !unlinkedToPunchBefore.isEmpty
     }
 
     // MARK: Layers

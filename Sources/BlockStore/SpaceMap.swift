@@ -135,6 +135,12 @@ final class SpaceMap {
 
     // MARK: Handing out
 
+    /// Looks for free blocks from the beginning again.
+    func rewind() {
+        dataRegion = 0
+        dataHint = 0
+    }
+
     /// Up to `wanted` blocks in one run for data; nil when there is none.
     func allocateData(_ wanted: Int) throws(PoolError) -> Range<UInt64>? {
         guard dataFree > 0 else { return nil }
