@@ -208,6 +208,32 @@ struct ProcessTests {
         try await ending.value
     }
 
+    @Test("a watcher over HTTP hears how a job ended while the node shuts down, and does not keep it from ending")
+    func watcherAtShutdown() async throws {
+        let directory = TestNode.newDirectory()
+        defer { try? FileManager.default.removeItem(atPath: directory) }
+        let node = try await TestNode.start(directory)
+        let (gate, open) = AsyncStream.makeStream(of: Void.self)
+        let job = try await node.services.jobs.submit(kind: "test.run", subject: "x") { handle in
+            handle.step("waits")
+            for await _ in gate { break }
+            return nil
+        }
+        let client = try NodeClient(.init(url: try #require(URL(string: node.api)), token: node.token))
+        var last: JobInfo?
+        var ending: Task<Void, any Error>?
+        for try await state in client.events(ofJob: job.id) {
+            if ending == nil {
+                ending = Task { try await node.end() }
+                open.yield()
+            }
+            last = state
+        }
+        #expect(last?.state == .succeeded && last?.steps.map(\.name) == ["waits"])
+        try await ending?.value
+        await client.close()
+    }
+
     @Test("a job that does not end is cancelled when its grace is over")
     func shutdownCancels() async throws {
         let directory = TestNode.newDirectory()
