@@ -114,7 +114,7 @@ public struct ConsistencyGroup: Codable, Sendable, Equatable {
         volumes.compactMap { volume in
             let attainable = level(of: volume, proven: usable)
             guard attainable < requested else { return nil }
-            return "volume \(volume) can only be \(attainable.rawValue)-consistent: \(shortfall(of: volume, usable))"
+            return "volume \(volume) can only be \(attainable.text)-consistent: \(shortfall(of: volume, usable))"
         }
     }
 

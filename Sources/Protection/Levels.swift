@@ -14,6 +14,9 @@ public enum ConsistencyLevel: String, Codable, Sendable, CaseIterable, Comparabl
 
     public static func < (left: ConsistencyLevel, right: ConsistencyLevel) -> Bool { left.strength < right.strength }
 
+    /// For people, before "-consistent".
+    var text: String { self == .fileSystem ? "file-system" : rawValue }
+
     /// What has to be brought to rest for this level. Applications come to rest on running file systems, and a machine
     /// that is paused can do neither: hence the order.
     public var layers: [QuiesceLayer] {

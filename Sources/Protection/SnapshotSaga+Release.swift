@@ -128,7 +128,7 @@ extension SnapshotSaga {
             return fail(
                 SagaFailure(
                     .notProven,
-                    "The snapshot was cut, but is not proven to be \(plan.requested.rawValue)-consistent: \(reasons)",
+                    "The snapshot was cut, but is not proven to be \(plan.requested.text)-consistent: \(reasons)",
                     hint: "It was deleted; take it again, or allow a lower consistency"), now)
         }
         journal(.evidence, .evidence(evidence), then: .label, now)
@@ -164,7 +164,7 @@ extension SnapshotSaga {
 
     mutating func announceLabel(_ now: MonotonicInstant) {
         guard phase == .deciding, let evidence else { return }
-        succeed(.evidence, sentence(["\(evidence.achieved.rawValue)-consistent"] + evidence.reasons))
+        succeed(.evidence, sentence(["\(evidence.achieved.text)-consistent"] + evidence.reasons))
         phase = .labelling
         begin(.label)
         journal(.label, .label, then: .writeLabel, now)
@@ -176,7 +176,7 @@ extension SnapshotSaga {
         switch event {
         case .labelled:
             guard phase == .labelling, let evidence else { return }
-            succeed(.label, evidence.achieved.rawValue)
+            succeed(.label, "\(evidence.achieved.text)-consistent")
             close(.labelled(evidence), now)
         case .labelFailed(let reason):
             guard phase == .labelling else { return }

@@ -137,7 +137,7 @@ public struct SnapshotSaga: Sendable {
         case .start:
             guard phase == .idle else { return }
             phase = .planning
-            begin(.plan, "\(plan.requested.rawValue) snapshot of \(plan.volumes.joined(separator: ", "))")
+            begin(.plan, "\(plan.requested.text)-consistent snapshot of \(plan.volumes.joined(separator: ", "))")
             journal(.plan, .plan(plan), then: .discover, now)
         case .recorded(let sequence):
             guard let continuation = awaitingRecord.removeValue(forKey: sequence) else { return }
