@@ -60,7 +60,7 @@ extension SnapshotSaga {
     private func unreachableLevel(_ shortfalls: [String]) -> SagaFailure {
         SagaFailure(
             .levelUnreachable,
-            "An \(plan.requested.text)-consistent snapshot is not possible: \(shortfalls.joined(separator: "; "))",
+            "No \(plan.requested.text)-consistent snapshot is possible: \(shortfalls.joined(separator: "; "))",
             hint: "Nothing was touched; remove the cause, or allow a lower consistency")
     }
 
