@@ -16,7 +16,7 @@ struct ByteSize: Equatable, Sendable {
             case .notANumber(let text):
                 "'\(text)' is not a size. Write a whole number and a unit, e.g. 10GiB, 512MiB, 1TiB, or plain bytes"
             case .unknownUnit(let unit):
-                "'\(unit)' is not a unit of size. Use KiB, MiB, GiB, TiB (powers of 1024) or KB, MB, GB, TB (powers of 1000)"
+                "'\(unit)' is no unit of size. Use KiB, MiB, GiB, TiB (powers of 1024) or KB, MB, GB, TB (of 1000)"
             case .tooLarge(let text): "'\(text)' is more than can be counted"
             }
         }

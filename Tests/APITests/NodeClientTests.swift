@@ -6,7 +6,8 @@ import Testing
 struct NodeClientTests {
     static let volume = """
         {"id":"1","name":"db","sizeBytes":4096,"mappedBytes":0,"naa":"65a53500000000000000000000000001",\
-        "createdAt":"2026-11-21T03:00:00.125Z","exports":[{"iqn":"iqn.2026-11.x:db","lun":0,"portals":["127.0.0.1:3260"]}],\
+        "createdAt":"2026-11-21T03:00:00.125Z",\
+        "exports":[{"iqn":"iqn.2026-11.x:db","lun":0,"portals":["127.0.0.1:3260"]}],\
         "initiators":[],"snapshotCount":2}
         """
 

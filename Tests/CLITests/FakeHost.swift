@@ -77,7 +77,7 @@ final class FakeHost: AttachmentHost {
 
     func startTicks(of pid: Int32) -> UInt64? { with { $0.processes[pid] } }
 
-    func stop(_ process: AttachmentRecord.HelperProcess, graceSeconds: Double) async {
+    func stop(_ process: AttachmentRecord.BackgroundProcess, graceSeconds: Double) async {
         with { state in
             guard state.processes[process.pid] == process.startTicks else { return }
             state.log.append("stop \(process.command)")

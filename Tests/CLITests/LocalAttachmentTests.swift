@@ -127,8 +127,8 @@ struct LocalAttachmentTests {
         #expect(stage.leftovers == [])
     }
 
-    @Test("helpers that died do not stand in the way of a detach, and the loss is told")
-    func deadHelpers() async throws {
+    @Test("daemons that died do not stand in the way of a detach, and the loss is told")
+    func deadDaemons() async throws {
         let stage = Stage()
         let record = try await stage.attach()
         stage.host.with { $0.processes = [:] }
@@ -138,7 +138,7 @@ struct LocalAttachmentTests {
         #expect(stage.warnings.lines.withLock { $0.count } == 1)
     }
 
-    @Test("another process with the pid of a dead helper is left alone")
+    @Test("another process with the pid of a dead daemon is left alone")
     func reusedPid() async throws {
         let stage = Stage()
         let record = try await stage.attach()
@@ -175,7 +175,7 @@ struct LocalAttachmentTests {
             // As if it had been killed before losetup's answer was noted.
             stage.directory.remove("db")
             record.device = nil
-            record.helpers = [record.helpers[0]]
+            record.daemons = [record.daemons[0]]
             try stage.directory.write(record)
             if clearing == "attach" { _ = try await stage.attach() }
             _ = try await stage.attachment.detach("db", force: false)

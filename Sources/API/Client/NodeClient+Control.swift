@@ -61,7 +61,8 @@ extension NodeClient {
     /// Waits until a job has ended, over the event stream, and by polling where the stream breaks off.
     ///
     /// - Parameters:
-    ///   - patienceSeconds: how long the node may be unreachable in between, e.g. while it restarts; a job that it lost by
+    ///   - patienceSeconds: how long the node may be unreachable in between, e.g. while it restarts; a job that it lost
+    ///     by
     ///     that is ended by its recovery.
     ///   - onChange: called with every new state of the job.
     /// - Returns: the job in state `succeeded` or `failed`.

@@ -31,9 +31,9 @@ public enum RunDirectory {
         return "/tmp/stillpoint-\(user)"
     }
 
-    /// The nodes that left a record in `directory`, those that run first, `node.json` before the others. Records of nodes that listen elsewhere
-    /// may lie beside it as `node-*.json`. A file that is not a record is passed over, and so is a directory of somebody
-    /// else: its records could lead a token astray.
+    /// The nodes that left a record in `directory`, those that run first, `node.json` before the others. Records of
+    /// nodes that listen elsewhere may lie beside it as `node-*.json`. A file that is not a record is passed over, and
+    /// so is a directory of somebody else: its records could lead a token astray.
     public static func nodes(in directory: String) -> [NodeRecord] {
         var status = stat()
         guard lstat(directory, &status) == 0, status.st_uid == getuid() || status.st_uid == 0 else { return [] }

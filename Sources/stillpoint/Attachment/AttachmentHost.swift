@@ -13,9 +13,9 @@ protocol AttachmentHost: Sendable {
     /// When the process started, in ticks since boot; nil when there is none, or it has only not been waited for yet.
     func startTicks(of pid: Int32) -> UInt64?
 
-    /// Ends a process: asks, waits up to `graceSeconds`, then insists. A process that is gone, or another one that has its
-    /// pid by now, is left alone.
-    func stop(_ process: AttachmentRecord.HelperProcess, graceSeconds: Double) async
+    /// Ends a process: asks, waits up to `graceSeconds`, then insists. A process that is gone, or another one that has
+    /// its pid by now, is left alone.
+    func stop(_ process: AttachmentRecord.BackgroundProcess, graceSeconds: Double) async
 
     func hasCommand(_ name: String) -> Bool
     func fileSize(_ path: String) -> UInt64?

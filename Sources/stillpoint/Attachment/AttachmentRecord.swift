@@ -1,8 +1,8 @@
 import API
 import Foundation
 
-/// One local attachment. While it is made it is the journal of what has to be undone; when it is there, a copy of it is what
-/// agents recognise the device by.
+/// One local attachment. While it is made it is the journal of what has to be undone; when it is there, a copy of it is
+/// what agents recognise the device by.
 struct AttachmentRecord: Codable, Equatable, Sendable {
     enum Method: String, Codable, Sendable {
         /// The kernel's iSCSI initiator: a SCSI disk.
@@ -11,12 +11,13 @@ struct AttachmentRecord: Codable, Equatable, Sendable {
         case userSpace
     }
 
-    /// What may have been done and has to be undone, in the order in which it is done. A step is noted before it is begun.
+    /// What may have been done and has to be undone, in the order in which it is done. A step is noted before it is
+    /// begun.
     enum Step: String, Codable, Sendable, CaseIterable {
         case export, access, workDirectory, daemon, fuse, loop, interface, login
     }
 
-    struct HelperProcess: Codable, Equatable, Sendable {
+    struct BackgroundProcess: Codable, Equatable, Sendable {
         var pid: Int32
         /// Field 22 of /proc/PID/stat: with the pid it names the process for ever.
         var startTicks: UInt64
@@ -38,7 +39,7 @@ struct AttachmentRecord: Codable, Equatable, Sendable {
     /// The file under the loop device; empty with the kernel's initiator.
     var backing: String
     var readOnly: Bool
-    /// Pids of `helpers`.
+    /// Pids of `daemons`.
     var processes: [Int32]
 
     var method: Method
@@ -49,7 +50,7 @@ struct AttachmentRecord: Codable, Equatable, Sendable {
     /// The initiator's access was given for this attachment, and is taken away with it.
     var ownsAccess: Bool
     var begun: [Step]
-    var helpers: [HelperProcess]
+    var daemons: [BackgroundProcess]
     /// Where the node is, for detach.
     var node: NodeAddress
     var attachedAt: Date?

@@ -1,7 +1,7 @@
 import Foundation
 
-// The kernel's iSCSI initiator, driven with open-iscsi's iscsiadm. An interface record of the attachment's own carries its
-// initiator name, so that the host's own name and sessions stay as they are.
+// The kernel's iSCSI initiator, driven with open-iscsi's iscsiadm. An interface record of the attachment's own carries
+// its initiator name, so that the host's own name and sessions stay as they are.
 extension LocalAttachment {
     /// Where open-iscsi keeps its node records: Debian's place and the others'.
     static let nodeRecordDirectories = ["/etc/iscsi/nodes", "/var/lib/iscsi/nodes"]
@@ -61,7 +61,8 @@ extension LocalAttachment {
         }
     }
 
-    /// iscsiadm takes a secret only on its command line, where everybody sees it; its record file, mode 0600, does as well.
+    /// iscsiadm takes a secret only on its command line, where everybody sees it; its record file, mode 0600, does as
+    /// well.
     private func storeSecret(_ record: AttachmentRecord) throws {
         let secret = (try? String(contentsOfFile: record.secretPath, encoding: .utf8)) ?? ""
         unlink(record.secretPath)

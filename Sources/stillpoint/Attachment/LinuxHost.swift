@@ -46,8 +46,8 @@ struct LinuxHost: AttachmentHost {
         return try spawn(command, output: log, errors: log, newSession: true)
     }
 
-    /// `posix_spawn`, because nothing of ours may be inherited but three descriptors: a pipe of the caller's shell that lives
-    /// on in a daemon would keep that shell waiting.
+    /// `posix_spawn`, because nothing of ours may be inherited but three descriptors: a pipe of the caller's shell that
+    /// lives on in a daemon would keep that shell waiting.
     private func spawn(_ command: [String], output: Int32, errors: Int32, newSession: Bool) throws -> Int32 {
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
@@ -94,7 +94,7 @@ struct LinuxHost: AttachmentHost {
         return UInt64(fields[19])
     }
 
-    func stop(_ process: AttachmentRecord.HelperProcess, graceSeconds: Double) async {
+    func stop(_ process: AttachmentRecord.BackgroundProcess, graceSeconds: Double) async {
         func isThere() -> Bool { startTicks(of: process.pid) == process.startTicks }
         guard isThere() else { return }
         kill(process.pid, SIGTERM)

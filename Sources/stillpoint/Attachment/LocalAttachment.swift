@@ -3,9 +3,9 @@ import Foundation
 
 /// Makes local block devices of volumes and snapshots, and takes them away.
 ///
-/// Every step is noted in the attachment's journal before it is begun; ``undo(_:)`` takes back what is noted, in reverse
-/// order, and tolerates whatever is not there. Roll-back after a failure, detach, and cleaning up after a killed attach are
-/// all this one function.
+/// Every step is noted in the attachment's journal before it is begun; ``undo(_:)`` takes back what is noted, in
+/// reverse order, and tolerates whatever is not there. Roll-back after a failure, detach, and cleaning up after a
+/// killed attach are all this one function.
 struct LocalAttachment: Sendable {
     var host: any AttachmentHost
     var node: any AttachmentNode
@@ -102,7 +102,7 @@ struct LocalAttachment: Sendable {
         var record = AttachmentRecord(
             name: subject.name, volume: subject.name, naa: "", device: nil, iqn: "", lun: 0, portal: "", backing: "",
             readOnly: readOnly, processes: [], method: method, initiator: initiator, snapshot: subject.snapshotID,
-            workDirectory: directory.workDirectory(id: id), ownsAccess: false, begun: [], helpers: [],
+            workDirectory: directory.workDirectory(id: id), ownsAccess: false, begun: [], daemons: [],
             node: nodeAddress, attachedAt: nil)
         switch subject {
         case .volume(let volume):
@@ -141,8 +141,8 @@ struct LocalAttachment: Sendable {
         record.portal = portal
     }
 
-    /// Lets the attachment's initiator in, with a secret of its own. An initiator that the user named, and that may log in
-    /// already, is left as it is; a snapshot's export knows its only initiator from the start.
+    /// Lets the attachment's initiator in, with a secret of its own. An initiator that the user named, and that may log
+    /// in already, is left as it is; a snapshot's export knows its only initiator from the start.
     private func openAccess(
         _ record: inout AttachmentRecord, subject: AttachmentSubject, isInitiatorGiven: Bool
     ) async throws {
@@ -152,7 +152,7 @@ struct LocalAttachment: Sendable {
             if let rule {
                 guard rule.chapUser == nil else {
                     throw CommandFailure(
-                        "\(record.initiator) may log in to \(record.iqn) only with a CHAP secret that is not known here",
+                        "\(record.initiator) may log in to \(record.iqn) only with a CHAP secret not known here",
                         hint: "Leave --initiator away, or give another name")
                 }
                 return
@@ -197,8 +197,8 @@ struct LocalAttachment: Sendable {
         defer { withExtendedLifetime(lock) {} }
         // Another detach may have been quicker.
         guard var record = directory.read(found.name) else { throw Self.notAttached(text) }
-        // Whoever waits for a node that is gone, waits in the kernel: the helpers' end is what sets it free.
-        if force { await stopHelpers(record, graceSeconds: 0) }
+        // Whoever waits for a node that is gone, waits in the kernel: the daemons' end is what sets it free.
+        if force { await stopProcesses(record, graceSeconds: 0) }
         if let device = record.device {
             try await refuseWhileUsed(device, name: record.name)
             try await flush(record, device: device, force: force)
@@ -246,8 +246,8 @@ struct LocalAttachment: Sendable {
         let died = dead(record)
         guard died.isEmpty else {
             warn(
-                "\(died.map(\.command).joined(separator: " and ")) had died: what was not flushed to \(record.name) by then "
-                    + "is lost")
+                "\(died.map(\.command).joined(separator: " and ")) had died: what was not flushed to \(record.name) "
+                    + "by then is lost")
             return
         }
         let result = try await host.run(["sync", device], timeoutSeconds: Self.flushTimeoutSeconds)
@@ -258,9 +258,9 @@ struct LocalAttachment: Sendable {
         }
     }
 
-    /// Helpers that should run and do not.
-    func dead(_ record: AttachmentRecord) -> [AttachmentRecord.HelperProcess] {
-        record.helpers.filter { host.startTicks(of: $0.pid) != $0.startTicks }
+    /// Daemons that should run and do not.
+    func dead(_ record: AttachmentRecord) -> [AttachmentRecord.BackgroundProcess] {
+        record.daemons.filter { host.startTicks(of: $0.pid) != $0.startTicks }
     }
 
     // MARK: Undo
@@ -300,12 +300,12 @@ struct LocalAttachment: Sendable {
         }
     }
 
-    func stopHelpers(_ record: AttachmentRecord, graceSeconds: Double) async {
-        for helper in record.helpers { await host.stop(helper, graceSeconds: graceSeconds) }
+    func stopProcesses(_ record: AttachmentRecord, graceSeconds: Double) async {
+        for daemon in record.daemons { await host.stop(daemon, graceSeconds: graceSeconds) }
     }
 
-    /// Shuts the attachment's initiator out, and waits until the node has seen its session end: a revert straight after a
-    /// detach must not find it.
+    /// Shuts the attachment's initiator out, and waits until the node has seen its session end: a revert straight after
+    /// a detach must not find it.
     private func closeAccess(_ record: AttachmentRecord) async throws {
         guard record.ownsAccess else { return }
         do {

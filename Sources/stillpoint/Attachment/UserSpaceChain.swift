@@ -1,10 +1,10 @@
 import Foundation
 
-// iSCSI in user space: qemu-storage-daemon logs in and serves the LUN over NBD on a unix socket, nbdfuse makes a file of that,
-// a loop device makes a block device of the file.
+// iSCSI in user space: qemu-storage-daemon logs in and serves the LUN over NBD on a unix socket, nbdfuse makes a file
+// of that, a loop device makes a block device of the file.
 //
-// QEMU could export the file itself (`--export type=fuse`), but its version 7.2 corrupts data silently as soon as writes are
-// concurrent. That export is never used.
+// QEMU could export the file itself (`--export type=fuse`), but its version 7.2 corrupts data silently as soon as
+// writes are concurrent. That export is never used.
 extension LocalAttachment {
     /// Why it cannot be done here; nil when it can.
     func userSpaceProblem() -> String? {
@@ -100,11 +100,11 @@ extension LocalAttachment {
     }
 
     func stopDaemon(_ record: AttachmentRecord) async {
-        for helper in record.helpers where helper.command == "qemu-storage-daemon" {
-            await host.stop(helper, graceSeconds: 10)
+        for daemon in record.daemons where daemon.command == "qemu-storage-daemon" {
+            await host.stop(daemon, graceSeconds: 10)
         }
         // Started, but not noted any more: the attach was killed in between.
-        if !record.helpers.contains(where: { $0.command == "qemu-storage-daemon" }),
+        if !record.daemons.contains(where: { $0.command == "qemu-storage-daemon" }),
             let pid = Self.pid(in: record.daemonPidPath), let start = host.startTicks(of: pid)
         {
             await host.stop(.init(pid: pid, startTicks: start, command: "qemu-storage-daemon"), graceSeconds: 10)
@@ -157,7 +157,7 @@ extension LocalAttachment {
                 throw CommandFailure("\(record.mountPoint) cannot be unmounted: \(result.complaint)")
             }
         }
-        for helper in record.helpers where helper.command == "nbdfuse" { await host.stop(helper, graceSeconds: 5) }
+        for daemon in record.daemons where daemon.command == "nbdfuse" { await host.stop(daemon, graceSeconds: 5) }
     }
 
     // MARK: The loop device
@@ -206,7 +206,7 @@ extension LocalAttachment {
     /// - Returns: false when there is no such process any more.
     private func add(_ pid: Int32, _ command: String, to record: inout AttachmentRecord) -> Bool {
         guard let start = host.startTicks(of: pid) else { return false }
-        record.helpers.append(.init(pid: pid, startTicks: start, command: command))
+        record.daemons.append(.init(pid: pid, startTicks: start, command: command))
         record.processes.append(pid)
         return true
     }

@@ -20,7 +20,8 @@ struct Status: NodeCommand {
         text.add("Pool", state)
         text.add(
             "Space",
-            "\(Show.bytes(pool.usedBytes)) used, \(Show.bytes(pool.freeBytes)) free, at most \(Show.bytes(pool.sizeBytes))"
+            "\(Show.bytes(pool.usedBytes)) used, \(Show.bytes(pool.freeBytes)) free, "
+                + "at most \(Show.bytes(pool.sizeBytes))"
         )
         text.add("Volumes", "\(status.volumeCount)")
         text.add("Snapshots", "\(status.snapshotCount)")

@@ -8,8 +8,8 @@ extension VolumeCommands {
         static let configuration = CommandConfiguration(
             abstract: "Make a local block device of a volume or a snapshot, and print it.",
             discussion: """
-                Through the kernel's iSCSI initiator where there is one, else in user space (qemu-storage-daemon, nbdfuse and
-                a loop device). A snapshot is attached read-only. Needs root.
+                Through the kernel's iSCSI initiator where there is one, else in user space (qemu-storage-daemon,
+                nbdfuse and a loop device). A snapshot is attached read-only. Needs root.
                 """)
 
         @Argument(help: "VOLUME, SNAPSHOT, or SNAPSHOT/VOLUME.", completion: Names.attachable) var name: String
@@ -34,8 +34,8 @@ extension VolumeCommands {
         static let configuration = CommandConfiguration(
             abstract: "Take a local block device away again.",
             discussion: """
-                What lies in the page cache is written first. Refused while the device is mounted or used otherwise. Also
-                takes away what a crash left half done.
+                What lies in the page cache is written first. Refused while the device is mounted or used otherwise.
+                Also takes away what a crash left half done.
                 """)
 
         @Argument(help: "The volume or snapshot, or the device.", completion: Names.attached) var name: String
@@ -79,7 +79,7 @@ extension VolumeCommands {
                 Table(
                     [.left("NAME"), .left("DEVICE"), .left("ACCESS"), .left("VIA"), .left("STATE"), .left("TARGET")],
                     rows: records.map { record in
-                        let died = record.helpers.filter { host.startTicks(of: $0.pid) != $0.startTicks }
+                        let died = record.daemons.filter { host.startTicks(of: $0.pid) != $0.startTicks }
                         let state =
                             record.device == nil
                             ? "half attached"

@@ -6,9 +6,9 @@ extension VolumeCommands {
         static let configuration = CommandConfiguration(
             abstract: "Put volumes back to what a snapshot holds.",
             discussion: """
-                What they hold now is kept as a snapshot of its own, to which --undo goes back. Refused while an initiator
-                has a session to one of them; with --drive the agents stop what uses the volumes before, and start it
-                again after.
+                What they hold now is kept as a snapshot of its own, to which --undo goes back. Refused while an
+                initiator has a session to one of them; with --drive the agents stop what uses the volumes before,
+                and start it again after.
                 """)
 
         @Argument(help: "Names of the volumes.", completion: Names.volumes) var volumes: [String]

@@ -19,7 +19,7 @@ struct ConnectionOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            "Certificate authority of the node, PEM. Default: \(EnvironmentName.authorityFile), else this machine's node's.",
+            "The node's authority, PEM. Default: \(EnvironmentName.authorityFile), else this machine's node's.",
             valueName: "file"),
         completion: .file())
     var caFile: String?

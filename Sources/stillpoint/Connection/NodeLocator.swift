@@ -56,8 +56,8 @@ struct NodeAddress: Codable, Equatable, Sendable {
     }
 }
 
-/// Finds the node a command is for: options first, then the environment, then what a node of this machine left in the run
-/// directory, then the default data directories.
+/// Finds the node a command is for: options first, then the environment, then what a node of this machine left in the
+/// run directory, then the default data directories.
 struct NodeLocator {
     var environment: [String: String] = ProcessInfo.processInfo.environment
     var user: uid_t = getuid()
