@@ -32,6 +32,7 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
     private var counters = SessionCounters()
     private var loginFraming: PDUFraming
     private var isInLogin = true
+    private var hasEnded = false
 
     private(set) var isWritable = true
 
@@ -55,6 +56,7 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
 
     func handlerRemoved(context: ChannelHandlerContext) {
         self.context = nil
+        if !hasEnded { ended() }
     }
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
@@ -153,7 +155,7 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
 
     private func refused(_ failure: LoginFailure, _ machine: LoginMachine) {
         server.registry.loginRefused(target: machine.wantedTarget)
-        logger.warning("iSCSI login refused: \(failure.message)")
+        logger.warning("iSCSI login from \(Self.text(context?.remoteAddress)) refused: \(failure.message)")
     }
 
     // MARK: From login to session
@@ -212,11 +214,19 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
                 }
             },
             replace: { completion in
-                loop.execute {
-                    bound.value.replaceCompletions.append(completion)
-                    bound.value.close("the initiator opened it anew")
-                }
+                loop.execute { bound.value.replace(completion) }
             })
+    }
+
+    private func replace(_ completion: @escaping @Sendable () -> Void) {
+        replaceCompletions.append(completion)
+        if !hasEnded {
+            close("the initiator opened it anew, or the target shuts down")
+        } else if case .session(let session, _) = phase {
+            released(session)
+        } else {
+            complete()
+        }
     }
 
     private func leftLogin() {
@@ -245,6 +255,8 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
     // MARK: The end
 
     private func ended() {
+        guard !hasEnded else { return }
+        hasEnded = true
         leftLogin()
         timer?.cancel()
         switch phase {
@@ -252,20 +264,26 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
             session.tearDown()
             server.registry.closed(live)
             logger.info("iSCSI session of \(live.initiatorPort.name) \(live.iqn) ended")
-            released(session)
             // Operations that still run keep the session until they are done.
-            if !session.running.isEmpty { return }
-        case .opening(_, _, let live): server.registry.closed(live)
-        case .login, .closed: break
+            released(session)
+        case .opening(_, _, let live):
+            server.registry.closed(live)
+            phase = .closed
+            complete()
+        case .login, .closed:
+            phase = .closed
+            complete()
         }
-        phase = .closed
-        for completion in replaceCompletions { completion() }
-        replaceCompletions = []
     }
 
     /// Calls back those who wait for the session's operations, when there are none.
     private func released(_ session: Session) {
         guard session.running.isEmpty else { return }
+        phase = .closed
+        complete()
+    }
+
+    private func complete() {
         for completion in replaceCompletions { completion() }
         replaceCompletions = []
     }
@@ -289,7 +307,7 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
     private func finished(_ token: UInt64, _ end: CommandEnd) {
         guard case .session(let session, _) = phase else { return }
         session.blockingFinished(token, end)
-        if session.isClosing { released(session) }
+        if hasEnded { released(session) }
     }
 
     func drainCallback(token: UInt64) -> @Sendable () -> Void {

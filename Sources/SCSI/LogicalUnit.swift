@@ -131,13 +131,15 @@ public final class LogicalUnit: Sendable {
 
     // MARK: Running operations
 
-    /// Counts an operation in, unless its command was aborted.
+    /// Counts an operation in, unless its command was aborted, or the unit is not mapped any more where it came from.
     func enter(_ activity: CommandActivity) throws(CommandEnd) -> RunningOperations.Slot {
-        let slot: RunningOperations.Slot? = state.withLock { state in
-            activity.nexus.generation == activity.generation ? state.running.enter() : nil
-        }
-        guard let slot else { throw .aborted }
-        return slot
+        try state.withLock { state in
+            if activity.nexus.isDetached {
+                return Result<RunningOperations.Slot, CommandEnd>.failure(.illegal(.logicalUnitNotSupported))
+            }
+            guard activity.nexus.generation == activity.generation else { return .failure(.aborted) }
+            return .success(state.running.enter())
+        }.get()
     }
 
     func leave(_ slot: RunningOperations.Slot) {

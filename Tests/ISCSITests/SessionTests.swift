@@ -278,6 +278,20 @@ struct SessionTests {
         #expect(peer.exchange(peer.command(CDB.testUnitReady, flags: 0x80, lun: 1))[0].status == 0)
     }
 
+    @Test("a write that waits for data when its LUN is unmapped ends with LOGICAL UNIT NOT SUPPORTED, unwritten")
+    func unmappedWhileWriting() throws {
+        let peer = try ScriptedSession()
+        let request = peer.exchange(
+            peer.command(CDB.write(lba: 0, blocks: 1), flags: 0xA0, expected: 512, tag: 6))
+        try peer.registry.removeLUN(ScriptedSession.iqn, lun: 0)
+        let end = peer.exchange(
+            peer.dataOut(
+                tag: 6, transferTag: request[0].header.targetTransferTag, dataSN: 0, offset: 0,
+                [UInt8](repeating: 1, count: 512), isFinal: true))
+        #expect(end.map(\.sense) == [[5, 0x25, 0]])
+        #expect(try peer.device.provisioning(at: 0, maxLengthBytes: 4096).isMapped == false)
+    }
+
     @Test("resize, revert and a nearly full pool are told as unit attentions")
     func deviceEvents() throws {
         let peer = try ScriptedSession()
