@@ -21,10 +21,10 @@ struct RunningAgent {
     static let nodeID = "11111111-2222-3333-4444-555555555555"
 
     static func start(
-        authority: TestAuthority, directory: TemporaryDirectory, plugins: [String] = []
+        authority: TestAuthority, directory: TemporaryDirectory, plugins: [String] = [], port wanted: Int = 0
     ) async throws -> RunningAgent {
         var configuration = AgentConfiguration()
-        configuration.listen = "127.0.0.1:0"
+        configuration.listen = "127.0.0.1:\(wanted)"
         configuration.run = directory.path + "/run"
         configuration.state = directory.path + "/state"
         configuration.attachments = directory.path + "/attachments"
@@ -171,7 +171,14 @@ struct ServerTests {
         _ = try await client.status()
         try await first.end()
         #expect(await #expect(throws: APIFailure.self) { try await client.status() }?.code == "agentUnreachable")
+        let second = try await RunningAgent.start(authority: authority, directory: directory, port: first.port)
+        #expect(try await client.status().name == "web-1")
+        try await second.end()
+        let third = try await RunningAgent.start(authority: authority, directory: directory, port: first.port)
+        // Its kept connection was to the second one.
+        #expect(try await client.status().name == "web-1")
         client.shutdown()
+        try await third.end()
     }
 
     @Test("bad requests get an explanation, and unknown routes a 404")

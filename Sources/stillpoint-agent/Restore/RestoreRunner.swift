@@ -161,7 +161,9 @@ actor RestoreRunner {
                 protectedPaths: discovery.protectedPaths),
             Self.timeoutSeconds)
         do {
-            return try answer.get().steps
+            let steps = try answer.get().steps
+            for step in steps { logger.notice("\(step)", metadata: ["restore": "\(request.restoreID)"]) }
+            return steps
         } catch let error as PluginFailure where error.code == .notSupported || error.code == .unknownMethod {
             // It has nothing to stop or start; what lies below it still has.
             return []

@@ -5,7 +5,9 @@ import Hummingbird
 import HummingbirdCore
 import Logging
 import NIOCore
+import SwiftASN1
 import Synchronization
+import X509
 
 /// Why the agent does not start, in a sentence.
 struct StartFailure: Error, CustomStringConvertible {
@@ -70,6 +72,7 @@ struct AgentServer: Sendable {
             logger: logger)
         try HoldJournal(directory: directory.path).prepare()
         try await recover(service)
+        warnOfExpiry()
 
         let router = Routes.router(service, logger: logger)
         let tls = try tlsApplication(router)
@@ -117,6 +120,14 @@ struct AgentServer: Sendable {
         guard !result.failures.isEmpty else { return }
         for failure in result.failures { logger.error("left held by an earlier agent: \(failure)") }
         Task { await service.holds.keepRecoveringLeftovers() }
+    }
+
+    private func warnOfExpiry() {
+        guard let end = try? identity.certificate().notValidAfter else { return }
+        let days = Int(end.timeIntervalSinceNow / 86_400)
+        if days < 30 {
+            logger.warning("the agent's certificate ends in \(days) days: enroll again with --replace before that")
+        }
     }
 
     private func releaseEverything(_ service: AgentService) async {
