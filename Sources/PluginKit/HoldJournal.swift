@@ -39,7 +39,41 @@ public final class HoldJournal<Entry: Codable & Sendable>: Sendable {
             close(descriptor)
             throw PluginFailure(.badState, "The journal \(path) cannot be locked: \(errorText(code))")
         }
-        return HoldJournal(holdID: holdID, path: path, descriptor: descriptor)
+        let journal = HoldJournal(holdID: holdID, path: path, descriptor: descriptor)
+        try journal.write(JournalHeader(process: getpid()))
+        return journal
+    }
+
+    /// The holds whose processes were killed, or ended, but are still inside a system call that nobody can interrupt:
+    /// what they hold can be recovered only when the kernel has given them back. A recovery reports them as failures, so
+    /// that it is repeated.
+    public static func heldByDying(stateDirectory: String, plugin: String) -> [(holdID: String, process: Int32)] {
+        let prefix = "\(plugin)-hold-"
+        return directoryEntries(stateDirectory).sorted().compactMap { name in
+            guard name.hasPrefix(prefix), name.hasSuffix(".journal") else { return nil }
+            let path = "\(stateDirectory)/\(name)"
+            let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW)
+            guard descriptor >= 0 else { return nil }
+            defer { close(descriptor) }
+            guard flock(descriptor, LOCK_EX | LOCK_NB) < 0, errno == EWOULDBLOCK else { return nil }
+            var lines = LineSplitter(maximumBytes: PluginContract.maximumLineBytes)
+            guard case .line(let line) = lines.feed(readWholeFile(path) ?? []).first,
+                let header = try? PluginJSON.decode(JournalHeader.self, from: line),
+                isDying(header.process)
+            else { return nil }
+            return (String(name.dropFirst(prefix.count).dropLast(8)), header.process)
+        }
+    }
+
+    /// Its main thread is gone, or SIGKILL waits for it.
+    private static func isDying(_ process: Int32) -> Bool {
+        guard let status = readText("/proc/\(process)/status") else { return true }
+        return status.split(separator: "\n" as Character).contains { line in
+            if line.hasPrefix("State:") { return line.contains("Z") || line.contains("X") }
+            guard line.hasPrefix("SigPnd:") || line.hasPrefix("ShdPnd:") else { return false }
+            let signals = UInt64(line.drop { $0 != ":" }.dropFirst().filter(\.isHexDigit), radix: 16) ?? 0
+            return signals & (1 << UInt64(SIGKILL - 1)) != 0
+        }
     }
 
     /// The journals in the directory whose processes are dead, locked now by the caller.
@@ -62,9 +96,11 @@ public final class HoldJournal<Entry: Codable & Sendable>: Sendable {
 
     /// Appends one line. On return the entry survives the process; nothing on a tmpfs survives the machine, and nothing
     /// is frozen after a restart of it.
-    public func append(_ entry: Entry) throws(PluginFailure) {
-        let line = try PluginJSON.encode(entry)
-        let count = line.withUnsafeBytes { write(descriptor, $0.baseAddress, $0.count) }
+    public func append(_ entry: Entry) throws(PluginFailure) { try write(entry) }
+
+    private func write(_ value: some Encodable) throws(PluginFailure) {
+        let line = try PluginJSON.encode(value)
+        let count = line.withUnsafeBytes { Glibc.write(descriptor, $0.baseAddress, $0.count) }
         guard count == line.count else {
             throw PluginFailure(.badState, "The journal \(path) cannot be written: \(errorText(errno))")
         }
@@ -81,4 +117,9 @@ public final class HoldJournal<Entry: Codable & Sendable>: Sendable {
 
     /// Everything it names is released.
     public func remove() { unlink(path) }
+}
+
+/// The first line of a journal: whose it is.
+private struct JournalHeader: Codable {
+    var process: Int32
 }

@@ -18,6 +18,14 @@ public protocol Plugin: Sendable {
     func prepareRestore(_ parameters: RestoreParameters) async throws(PluginFailure) -> RestoreResult
 
     func finishRestore(_ parameters: RestoreParameters) async throws(PluginFailure) -> RestoreResult
+
+    /// Called at the end, after everything is released: returns when nothing is under way any more that this process
+    /// still has to undo.
+    func settle() async
+}
+
+extension Plugin {
+    public func settle() async {}
 }
 
 /// Resources at rest.

@@ -219,6 +219,7 @@ actor PluginServer {
         await withTaskGroup { group in
             for holdID in open { group.addTask { _ = await self.release(holdID, reason) } }
         }
+        await plugin.settle()
     }
 
     private func release(_ holdID: String, _ reason: ReleaseReason) async -> UnquiesceResult {

@@ -186,15 +186,41 @@ struct FilesystemFreezeTests {
         }
         try await Task.sleep(for: .milliseconds(200))
         first.process.kill()
+        // It is not gone yet: a recovery now says so instead of finding nothing to do.
+        let second = try RunningPlugin("filesystem")
+        let early = try await second.process.recover(RecoverParameters(stateDirectory: state.path))
+        #expect(early.released == [] && early.failures.count == 1)
         try lower.thawFromOutside()
         #expect(await first.process.waitForExit() == .signalled(signal: SIGKILL))
         _ = await quiesce.value
         #expect(upper.isFrozen)
-        let second = try RunningPlugin("filesystem")
         let result = try await second.process.recover(RecoverParameters(stateDirectory: state.path))
         #expect(result.released == [upper.mountPoint])
         #expect(!upper.isFrozen)
         await second.process.end()
+    }
+
+    @Test("a plug-in whose input ends inside a freeze that hangs stays until it has undone it")
+    func endsInsideFreeze() async throws {
+        let lower = try LoopFileSystem(volume: "lower")
+        let upper = try LoopFileSystem(volume: "upper", on: lower)
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        let resource = try await upper.resource()
+        try shell("sync -f \(upper.mountPoint)")
+        try lower.freezeFromOutside()
+        let quiesce = Task { try? await plugin.quiesce("h1", [resource], state: state.path, leaseSeconds: 2) }
+        try await eventually("it is about to freeze") {
+            readText("\(state.path)/filesystem-hold-h1.journal")?.contains("intent") == true
+        }
+        plugin.process.closeInput()
+        _ = await quiesce.value
+        try await Task.sleep(for: .milliseconds(300))
+        #expect(plugin.process.exit == nil)
+        try lower.thawFromOutside()
+        #expect(await plugin.process.waitForExit() == .exited(code: 0))
+        #expect(!upper.isFrozen)
+        #expect(state.files == [])
     }
 
     @Test("recover leaves alone what another living process of the plug-in holds")

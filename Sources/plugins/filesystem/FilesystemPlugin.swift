@@ -1,5 +1,6 @@
 import Glibc
 import PluginKit
+import Synchronization
 
 /// Freezes and thaws the mounted file systems that lie on volumes.
 struct FilesystemPlugin: Plugin {
@@ -36,5 +37,10 @@ struct FilesystemPlugin: Plugin {
 
     func finishRestore(_ parameters: RestoreParameters) async throws(PluginFailure) -> RestoreResult {
         try await OwnThread.run { () throws(PluginFailure) in try Mounting(parameters).run() }
+    }
+
+    /// Not before the last freeze has come back from the kernel: nobody else could undo it.
+    func settle() async {
+        while FreezesUnderWay.count.withLock({ $0 }) > 0 { try? await Task.sleep(for: .milliseconds(20)) }
     }
 }

@@ -3,6 +3,11 @@ import Glibc
 import PluginKit
 import Synchronization
 
+/// Threads that are inside a freeze. As long as this process lives, each undoes what nobody wants any more.
+enum FreezesUnderWay {
+    static let count = Mutex(0)
+}
+
 /// Freezes several file systems, all or none. Blocks its thread; each freeze has a thread of its own, because the kernel
 /// lets nobody interrupt one.
 final class FreezeRound: Sendable {
@@ -85,6 +90,13 @@ final class FreezeRound: Sendable {
             return FreezeHold(frozenMembers(began), journal: journal, lease: lease, wakeup: stop)
         } catch {
             undo()
+            // A code that tells the agent: not everything is back yet.
+            if !isIdle {
+                throw PluginFailure(
+                    .timedOut,
+                    error.code == .timedOut ? error.message : "\(error.message). A freeze is still under way",
+                    hint: error.hint)
+            }
             throw error
         }
     }
@@ -103,7 +115,9 @@ final class FreezeRound: Sendable {
 
     private func freezeAll() {
         for (index, target) in targets.enumerated() {
+            FreezesUnderWay.count.withLock { $0 += 1 }
             OwnThread.start { [self] in
+                defer { FreezesUnderWay.count.withLock { $0 -= 1 } }
                 let code = clinux_freeze(target.descriptor)
                 let isGivenUp = state.withLock { state in
                     if !(state.isGivenUp && code == 0) {
