@@ -28,6 +28,8 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
     private var isReading = true
     private var timer: RepeatedTask?
     private var deadline: Scheduled<Void>?
+    /// Sessions that have to end before this one begins.
+    private var replacedSessions = 0
     private var replaceCompletions: [@Sendable () -> Void] = []
     private var counters = SessionCounters()
     private var loginFraming: PDUFraming
@@ -170,15 +172,21 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
             perform(machine.refuse(failure), machine)
         case .success(let (session, replaced)):
             phase = .opening(machine, outcome, session)
-            guard let old = replaced.first else {
+            guard !replaced.isEmpty else {
                 opened()
                 return
             }
+            replacedSessions = replaced.count
             logger.info("iSCSI session of \(session.initiatorPort.name) on \(session.iqn) is being replaced")
             let bound = NIOLoopBound(self, eventLoop: context.eventLoop)
             let loop = context.eventLoop
-            old.control.replace { loop.execute { bound.value.opened() } }
+            for old in replaced { old.control.replace { loop.execute { bound.value.replacedOne() } } }
         }
+    }
+
+    private func replacedOne() {
+        replacedSessions -= 1
+        if replacedSessions == 0 { opened() }
     }
 
     private func opened() {
@@ -222,8 +230,8 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
         replaceCompletions.append(completion)
         if !hasEnded {
             close("the initiator opened it anew, or the target shuts down")
-        } else if case .session(let session, _) = phase {
-            released(session)
+        } else if case .session(let session, let live) = phase {
+            released(session, live)
         } else {
             complete()
         }
@@ -262,10 +270,9 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
         switch phase {
         case .session(let session, let live):
             session.tearDown()
-            server.registry.closed(live)
             logger.info("iSCSI session of \(live.initiatorPort.name) \(live.iqn) ended")
             // Operations that still run keep the session until they are done.
-            released(session)
+            released(session, live)
         case .opening(_, _, let live):
             server.registry.closed(live)
             phase = .closed
@@ -276,9 +283,10 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
         }
     }
 
-    /// Calls back those who wait for the session's operations, when there are none.
-    private func released(_ session: Session) {
+    /// Takes the session off the list and calls back those who wait for its operations, when there are none.
+    private func released(_ session: Session, _ live: LiveSession) {
         guard session.running.isEmpty else { return }
+        server.registry.closed(live)
         phase = .closed
         complete()
     }
@@ -305,9 +313,9 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
     }
 
     private func finished(_ token: UInt64, _ end: CommandEnd) {
-        guard case .session(let session, _) = phase else { return }
+        guard case .session(let session, let live) = phase else { return }
         session.blockingFinished(token, end)
-        if hasEnded { released(session) }
+        if hasEnded { released(session, live) }
     }
 
     func drainCallback(token: UInt64) -> @Sendable () -> Void {

@@ -73,7 +73,8 @@ extension TargetRegistry: LoginPolicy {
 
     /// Enters a session in the list; everything that was checked before is checked again, because it may have changed
     /// while the login went on.
-    /// - Returns: the session, and the one with the same name and ISID that it replaces (RFC 7143 6.3.5).
+    /// - Returns: the session, and those with the same name and ISID that it replaces (RFC 7143 6.3.5): it may begin
+    ///   when they have ended.
     func open(
         _ outcome: LoginOutcome, address: String, counters: SessionCounters, control: SessionControl
     ) -> Result<(session: LiveSession, replaced: [LiveSession]), LoginFailure> {
@@ -86,7 +87,7 @@ extension TargetRegistry: LoginPolicy {
                 }
             }
             let iqn = outcome.target ?? ""
-            let replaced = state.takeSessions {
+            let replaced = state.sessions.values.filter {
                 !iqn.isEmpty && $0.iqn == iqn && $0.initiatorPort == outcome.initiatorPort
             }
             guard state.sessions.count < limits.sessions else {
@@ -104,9 +105,9 @@ extension TargetRegistry: LoginPolicy {
         }
     }
 
-    /// The connection of a session is gone.
+    /// The connection of a session is gone, and nothing of it touches a device any more.
     func closed(_ session: LiveSession) {
-        _ = state.withLock { $0.takeSessions { $0.id == session.id } }
+        state.withLock { $0.remove(session) }
     }
 
     func liveSessions() -> [LiveSession] { state.withLock { Array($0.sessions.values) } }
@@ -192,7 +193,7 @@ struct TargetDirectory: SessionDirectory {
     }
 
     func dropAllSessions() {
-        let sessions = registry.state.withLock { $0.takeSessions { $0.iqn == iqn } }
+        let sessions = registry.state.withLock { state in state.sessions.values.filter { $0.iqn == iqn } }
         for session in sessions { session.control.drop("the target was reset") }
     }
 }

@@ -5,7 +5,8 @@ import Synchronization
 
 /// Which targets there are, which LUNs they hold, who may log in, and who is logged in.
 ///
-/// All calls are thread-safe and take effect for every later PDU; none waits for I/O.
+/// All calls are thread-safe and take effect for every later PDU. A session is listed until nothing of it touches a
+/// device any more, also when it is being ended: an empty list means that nobody is there.
 public final class TargetRegistry: Sendable {
     public let limits: TargetLimits
     let state = Mutex(State())
@@ -48,13 +49,13 @@ public final class TargetRegistry: Sendable {
         }
     }
 
-    /// Removes a target and ends its sessions.
+    /// Removes a target and ends its sessions. Returns when their commands have left its devices.
     public func removeTarget(_ iqn: String) throws(TargetError) {
         let name = ISCSIName.normalized(iqn) ?? iqn
         let (units, sessions) = try change { state throws(TargetError) in
             guard let target = state.targets.removeValue(forKey: name) else { throw .noSuchTarget(iqn: iqn) }
             for unit in target.luns.values { state.releaseUnit(unit) }
-            return (Array(target.luns.values), state.takeSessions { $0.iqn == name })
+            return (Array(target.luns.values), state.sessions.values.filter { $0.iqn == name })
         }
         for unit in units { unit.detachAll(targetName: name) }
         for session in sessions { session.control.drop("its target \(name) was removed") }
@@ -88,7 +89,8 @@ public final class TargetRegistry: Sendable {
         for unit in units { unit.raise(.lunsChanged, targetName: name) }
     }
 
-    /// Unmaps a LUN; its outstanding commands are ended, later ones get LOGICAL UNIT NOT SUPPORTED.
+    /// Unmaps a LUN; its outstanding commands and later ones get LOGICAL UNIT NOT SUPPORTED. Returns when nothing that
+    /// came through it touches the device any more.
     public func removeLUN(_ iqn: String, lun: Int) throws(TargetError) {
         let name = ISCSIName.normalized(iqn) ?? iqn
         let (removed, others) = try change { state throws(TargetError) in
@@ -146,7 +148,7 @@ public final class TargetRegistry: Sendable {
                 throw .noSuchRule(iqn: name, initiator: rule)
             }
             state.targets[name] = target
-            return state.takeSessions { $0.iqn == name && $0.rule == rule }
+            return state.sessions.values.filter { $0.iqn == name && $0.rule == rule }
         }
         for session in sessions { session.control.drop("its access to \(name) was taken back") }
     }
@@ -170,9 +172,9 @@ public final class TargetRegistry: Sendable {
     /// Ends one session; false when there is none with this ``SessionRecord/id``.
     @discardableResult
     public func dropSession(id: UInt64) -> Bool {
-        let sessions = state.withLock { $0.takeSessions { $0.id == id } }
-        for session in sessions { session.control.drop("an administrator ended it") }
-        return !sessions.isEmpty
+        let session = state.withLock { $0.sessions[id] }
+        session?.control.drop("an administrator ended it")
+        return session != nil
     }
 
     /// Refuses logins to every target that holds the device until ``unblockLogins(naa:)``, with a status that makes
@@ -242,14 +244,10 @@ extension TargetRegistry.State {
         if !isMapped { units[unit.identity.naa] = nil }
     }
 
-    /// Takes sessions out of the list, their counts into their targets' totals.
-    mutating func takeSessions(_ isWanted: (LiveSession) -> Bool) -> [LiveSession] {
-        let taken = sessions.values.filter(isWanted)
-        for session in taken {
-            sessions[session.id] = nil
-            targets[session.iqn]?.totals.add(session.counters)
-        }
-        return taken
+    /// Takes a session out of the list, its counts into its target's totals.
+    mutating func remove(_ session: LiveSession) {
+        guard sessions.removeValue(forKey: session.id) != nil else { return }
+        targets[session.iqn]?.totals.add(session.counters)
     }
 }
 

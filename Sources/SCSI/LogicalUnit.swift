@@ -1,4 +1,5 @@
 public import BlockIO
+import Glibc
 import Synchronization
 
 /// A SAM-5 logical unit of device type 00h (SBC-3) over a block device.
@@ -85,10 +86,14 @@ public final class LogicalUnit: Sendable {
         }
     }
 
-    /// Ends every I_T nexus that goes through one target: the unit is not mapped there any more.
+    /// Ends every I_T nexus that goes through one target: the unit is not mapped there any more. Returns when no
+    /// operation that came that way touches the device any more; each is a step of a few MiB, or a flush.
     public func detachAll(targetName: String) {
         let ended = state.withLock { state in state.nexuses.filter { $0.targetPort.name == targetName } }
         for nexus in ended { detach(nexus) }
+        let flag = DrainFlag()
+        if state.withLock({ $0.running.drain { flag.set() } }) { return }
+        while !flag.isSet { usleep(200) }
     }
 
     // MARK: Task management
