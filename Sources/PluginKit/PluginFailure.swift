@@ -39,6 +39,7 @@ public struct PluginFailure: Error, Codable, Sendable, Equatable {
         public static let holdExists: Code = "holdExists"
         public static let holdReleased: Code = "holdReleased"
         public static let holdLost: Code = "holdLost"
+        public static let notReleased: Code = "notReleased"
         public static let leaseEnded: Code = "leaseEnded"
         public static let cancelled: Code = "cancelled"
         public static let ending: Code = "ending"

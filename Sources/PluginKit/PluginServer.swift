@@ -85,8 +85,19 @@ actor PluginServer {
         case .unquiesce:
             let holdID = try decode(UnquiesceParameters.self, line).holdID
             guard holds[holdID] != nil else { throw unknown(holdID) }
-            Task { output.answer(id: id, result: await release(holdID, .requested)) }
+            Task { answerRelease(id, await release(holdID, .requested)) }
         }
+    }
+
+    private func answerRelease(_ id: Int, _ result: UnquiesceResult) {
+        let unreleased = result.members.filter { $0.mayBeQuiesced == true }
+        if unreleased.isEmpty { return output.answer(id: id, result: result) }
+        let reasons = unreleased.map { "\($0.resource): \($0.failure ?? "not released")" }
+        output.answer(
+            id: id,
+            failure: PluginFailure(
+                .notReleased, "Not everything could be released. \(reasons.joined(separator: "; "))",
+                hint: "End this process and call recover"))
     }
 
     private func decode<Value: Decodable>(_ type: Value.Type, _ line: [UInt8]) throws(PluginFailure) -> Value {

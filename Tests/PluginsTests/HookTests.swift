@@ -163,6 +163,25 @@ struct HookTests {
         await second.process.end()
     }
 
+    @Test("an unquiesce that hangs is an error that says what may still be at rest, and recover runs it again")
+    func unquiesceHangs() async throws {
+        let scripts = try Scripts()
+        let body = "[ $STILLPOINT_PHASE = recover ] || sleep 1000"
+        let config = scripts.config([try scripts.hook("slow", unquiesce: body, timeoutSeconds: 0.5)])
+        let first = try RunningPlugin("hook")
+        let resources = try await discover(first, config)
+        _ = try await first.quiesce("h1", resources, state: scripts.directory, config: config)
+        let failure = await #expect(throws: PluginFailure.self) { try await first.unquiesce("h1") }
+        #expect(failure?.code == .notReleased)
+        #expect(failure?.message.contains("hook:slow") == true)
+        await first.process.end()
+        let second = try RunningPlugin("hook")
+        let result = try await second.process.recover(RecoverParameters(stateDirectory: scripts.directory))
+        #expect(result.released == ["hook:slow"])
+        #expect(scripts.journals == [])
+        await second.process.end()
+    }
+
     @Test("a quiesce that still runs when the plug-in is killed ends with it")
     func killedMeanwhile() async throws {
         let scripts = try Scripts()

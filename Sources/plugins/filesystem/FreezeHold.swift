@@ -144,7 +144,7 @@ final class FreezeHold: PluginHold {
             var results: [(Int, UnquiesceResult.Member)] = []
             for await result in group { results.append(result) }
             let members = results.sorted { $0.0 < $1.0 }.map(\.1)
-            if results.allSatisfy({ $0.1.failure?.hasPrefix("It could not be thawed") != true }) { journal.remove() }
+            if members.allSatisfy({ $0.mayBeQuiesced != true }) { journal.remove() }
             return members
         }
     }
@@ -165,6 +165,7 @@ final class FreezeHold: PluginHold {
             default: "It could not be thawed: \(errorText(code))"
             }
         return UnquiesceResult.Member(
-            resource: member.target.resource, stillHeld: failure == nil, quietSeconds: quiet, failure: failure)
+            resource: member.target.resource, stillHeld: failure == nil, quietSeconds: quiet, failure: failure,
+            mayBeQuiesced: code == 0 || code == EINVAL ? nil : true)
     }
 }

@@ -114,7 +114,8 @@ final class HookHold: PluginHold {
         }
         if isDone { try? journal.append(item.member.record(.released)) }
         let member = UnquiesceResult.Member(
-            resource: hook.resourceID, stillHeld: failure == nil, quietSeconds: quietSeconds, failure: failure)
+            resource: hook.resourceID, stillHeld: failure == nil, quietSeconds: quietSeconds, failure: failure,
+            mayBeQuiesced: isDone ? nil : true)
         return (member, isDone)
     }
 }
