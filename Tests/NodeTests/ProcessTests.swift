@@ -85,7 +85,10 @@ struct ProcessTests {
         configuration.apiListen = ListenAddress(host: "0.0.0.0", port: 0)
         let process = try await NodeProcess.start(configuration, logger: Logger(label: "test"))
         let running = Task { try await process.run(endingOn: []) }
-        while process.services.addresses.api.isEmpty { try await Task.sleep(for: .milliseconds(10)) }
+        let deadline = ContinuousClock.now + .seconds(30)
+        while process.services.addresses.api.isEmpty, ContinuousClock.now < deadline {
+            try await Task.sleep(for: .milliseconds(10))
+        }
         let port = try #require(ListenAddress(process.services.addresses.api)).port
         let authority = try process.services.identity.authority.certificatePEM
         let good = try NodeClient(
@@ -143,7 +146,10 @@ struct ProcessTests {
                 throw APIFailure(status: 409, code: "broken", message: "it broke", hint: "mend it")
             }
             var found = job
-            while !found.state.isEnded { found = try await node.call(.GET, "/v1/jobs/\(job.id)").decode() }
+            let deadline = ContinuousClock.now + .seconds(20)
+            while !found.state.isEnded, ContinuousClock.now < deadline {
+                found = try await node.call(.GET, "/v1/jobs/\(job.id)").decode()
+            }
             #expect(found.failure?.code == "broken" && found.failure?.hint == "mend it")
             #expect(found.steps.map(\.state) == [.failed])
             let list: [JobInfo] = try await node.call(.GET, "/v1/jobs").decode()
