@@ -34,7 +34,7 @@ final class Checkpoint {
 
     func run() throws(PoolError) {
         let record = core.monitor.withLock { freeze() }
-        try core.commit(through: record, forCheckpoint: true)
+        try core.commit(through: record, whenFull: .proceed)
         try mergeLayers()
         try reclaim()
         if core.hasBug(.freedReusedTooEarly) {
@@ -138,28 +138,40 @@ final class Checkpoint {
         var touched: Set<UInt64> = []
         let candidates = image.datasets.filter { $0.role == .doomed }
             .sorted { ($0.cursor > 0 ? 0 : 1, $0.epoch, $0.number) < ($1.cursor > 0 ? 0 : 1, $1.epoch, $1.number) }
+        guard !candidates.isEmpty else { return }
+        let epochs = Dictionary(uniqueKeysWithValues: image.datasets.map { ($0.number, $0.epoch) })
+        let childrenOf = Dictionary(grouping: image.datasets.filter { $0.parent != 0 }, by: \.parent)
+        var parents: [UInt64: UInt64] = [:]
+        var cursors: [UInt64: UInt64] = [:]
         for candidate in candidates where budget > 0 {
-            let children = image.datasets.filter { $0.parent == candidate.number }
+            let children = childrenOf[candidate.number] ?? []
             let family = [candidate.number, candidate.parent] + children.map(\.number)
             guard children.count <= 1, touched.isDisjoint(with: family.filter { $0 != 0 }) else { continue }
             touched.formUnion(family.filter { $0 != 0 })
-            var parentEpoch = image.datasets.first { $0.number == candidate.parent }?.epoch ?? 0
+            var parentEpoch = epochs[candidate.parent] ?? 0
             var successor = children.first?.root.pointer ?? .null
             if core.hasBug(.reclaimIgnoresParent) { parentEpoch = 0 }
             if core.hasBug(.reclaimIgnoresSuccessor) { successor = .null }
             var step = ReclaimStep(
                 writer: writer, floorEpoch: parentEpoch, cursor: candidate.cursor, budget: budget)
             budget = try step.run(candidate.root.pointer, successor: successor)
-            let index = image.datasets.firstIndex { $0.number == candidate.number }!
             guard step.isFinished else {
-                image.datasets[index].cursor = step.cursor
-                return
+                cursors[candidate.number] = step.cursor
+                break
             }
-            image.datasets.remove(at: index)
-            for child in image.datasets.indices where image.datasets[child].parent == candidate.number {
-                image.datasets[child].parent = candidate.parent
-            }
+            for child in children { parents[child.number] = candidate.parent }
             finishedDatasets.append(candidate.number)
+        }
+        applyReclaim(parents: parents, cursors: cursors)
+    }
+
+    private func applyReclaim(parents: [UInt64: UInt64], cursors: [UInt64: UInt64]) {
+        let finished = Set(finishedDatasets)
+        image.datasets.removeAll { finished.contains($0.number) }
+        for index in image.datasets.indices {
+            let number = image.datasets[index].number
+            if let parent = parents[number] { image.datasets[index].parent = parent }
+            if let cursor = cursors[number] { image.datasets[index].cursor = cursor }
         }
     }
 

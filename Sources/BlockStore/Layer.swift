@@ -18,6 +18,7 @@ final class Layer {
     var base: MapRoot
     /// The snapshot or head in whose time the layer was written; decides what its overwrites may free.
     var owner: Dataset
+    // SAFETY: `shardCount` initialized elements for as long as the layer lives; `shard(of:)` is below that.
     private let shards = UnsafeMutablePointer<Shard>.allocate(capacity: shardCount)
     /// Unmapped ranges. An entry in a table is younger than a range that holds its block.
     private(set) var holes = RangeSet()

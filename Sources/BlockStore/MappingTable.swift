@@ -8,6 +8,7 @@ struct RecentMapping: Equatable, Sendable {
 /// An open-addressing hash table from logical block to mapping: 16 bytes a slot, at most 70 % full, no removal
 /// markers. Keys have 35 bits (a 64 TiB volume has 2^34 blocks), blocks 40 bits.
 struct MappingTable: ~Copyable {
+    // SAFETY: allocated by `grow` with `mask + 1` slots, reached through masked indices only, freed by its only owner.
     private var slots: UnsafeMutablePointer<(UInt64, UInt64)>?
     private var mask = 0
     private(set) var count = 0

@@ -45,8 +45,18 @@ extension PoolCore {
         return journalUsedBytes + batch <= superblock.journalBytes * 3 / 4
     }
 
+    /// What a commit does when the journal has only the room that checkpoints need.
+    enum WhenJournalFull {
+        /// Waits for a checkpoint.
+        case wait
+        /// Uses that room: for the checkpoint itself.
+        case proceed
+        /// Returns without having committed: for the thread that would have to do the checkpoint.
+        case giveUp
+    }
+
     /// Returns when every record up to `target` is durable, with the data it refers to.
-    func commit(through target: UInt64, forCheckpoint: Bool = false) throws(PoolError) {
+    func commit(through target: UInt64, whenFull: WhenJournalFull = .wait) throws(PoolError) {
         monitor.lock()
         defer { monitor.unlock() }
         while committedRecord < target {
@@ -54,7 +64,9 @@ extension PoolCore {
             if let failure { throw .readOnly(failure) }
             if isCommitting {
                 monitor.wait()
-            } else if !forCheckpoint && !hasJournalRoom {
+            } else if whenFull != .proceed && !hasJournalRoom {
+                requestPass()
+                if whenFull == .giveUp { return }
                 try awaitPass()
             } else {
                 try leadCommit()

@@ -187,7 +187,7 @@ extension PoolCore {
             }
             monitor.unlock()
             // A failure has been noted in the pool's state.
-            if mustCheckpoint { try? maintain() } else { try? commit(through: target) }
+            if mustCheckpoint { try? maintain() } else { try? commit(through: target, whenFull: .giveUp) }
             monitor.lock()
         }
         monitor.unlock()

@@ -40,7 +40,8 @@ extension PoolCore {
             if !isUrgent {
                 let room = min(
                     file.availableBytes ?? .max, monitor.withLock { space.dataFree } * UInt64(Format.blockBytes))
-                if room < 16 * regionBytes { return }
+                let reserveBytes = monitor.withLock { space.metadataFree } * UInt64(Format.blockBytes)
+                if room < 16 * (reserveBytes + regionBytes) { return }
             }
             do {
                 try file.allocate(at: UInt64(region) * regionBytes, lengthBytes: regionBytes)

@@ -1,7 +1,7 @@
 import Glibc
 import Testing
 
-private func environment(_ name: String) -> UInt64? {
+func environmentNumber(_ name: String) -> UInt64? {
     getenv(name).flatMap { UInt64(String(cString: $0)) }
 }
 
@@ -9,8 +9,8 @@ private func environment(_ name: String) -> UInt64? {
 @Suite("The simulator")
 struct SimulationTests {
     private var seeds: Range<UInt64> {
-        if let one = environment("STILLPOINT_SIM_SEED") { return one..<(one + 1) }
-        return 1..<(1 + (environment("STILLPOINT_SIM_SEEDS") ?? 60))
+        if let one = environmentNumber("STILLPOINT_SIM_SEED") { return one..<(one + 1) }
+        return 1..<(1 + (environmentNumber("STILLPOINT_SIM_SEEDS") ?? 40))
     }
 
     private func run(_ faults: Simulator.Options.Faults) {
