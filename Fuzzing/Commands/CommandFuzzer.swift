@@ -25,6 +25,8 @@ public func fuzzCommands(_ start: UnsafePointer<UInt8>, _ count: Int) -> CInt {
         offset += data.count
         perform(unit.begin(cdb, nexus: nexus), unit, data)
     }
+    // A unit and its nexuses hold each other until the nexus ends.
+    for nexus in nexuses { unit.detach(nexus) }
     return 0
 }
 

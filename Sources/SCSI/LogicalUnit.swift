@@ -51,7 +51,7 @@ public final class LogicalUnit: Sendable {
         state.withLock { _ in nexus.clear(.lunsChanged) }
     }
 
-    /// Makes the logical unit known to a new I_T nexus.
+    /// Makes the logical unit known to a new I_T nexus. The two hold each other until ``detach(_:)``.
     public func attach(initiatorPort: InitiatorPort, targetPort: TargetPort) -> LogicalUnitNexus {
         let nexus = LogicalUnitNexus(unit: self, initiatorPort: initiatorPort, targetPort: targetPort)
         state.withLock { $0.nexuses.append(nexus) }

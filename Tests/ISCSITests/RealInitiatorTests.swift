@@ -1,6 +1,7 @@
 import BlockIO
 import Glibc
 import ISCSI
+import SCSI
 import Testing
 
 @Suite("Real initiators over loopback", .serialized)
@@ -66,6 +67,26 @@ struct RealInitiatorTests {
             ["iscsi-test-cu", "--dataloss", "--allow-sanitize", "--fail", "-n", "-t", "ALL.\(family)", url],
             timeoutSeconds: 90)
         #expect(result.status == 0, "\(result.output.suffix(4000))")
+        try await running.stop()
+    }
+
+    @Test("two paths to one unit are recognised as one, and work at once", .enabled(if: hasLibiscsi))
+    func multipath() async throws {
+        let running = try await RunningServer()
+        let second = "iqn.2026-11.test:second"
+        try running.registry.addTarget(second)
+        try running.registry.addLUN(
+            second, lun: 5, device: running.device,
+            identity: LogicalUnitIdentity(naa: "6589cfc00000000000000000000000a0", serial: "R0"))
+        try running.registry.allow(second, initiator: .any)
+        let portal = "iscsi://127.0.0.1:\(running.port)"
+        let result = Program.run(
+            [
+                "iscsi-test-cu", "--dataloss", "--fail", "-n", "-t", "ALL.MultipathIO",
+                "\(portal)/\(RunningServer.open)/0", "\(portal)/\(second)/5",
+            ], timeoutSeconds: 90)
+        #expect(result.status == 0, "\(result.output.suffix(4000))")
+        #expect(!result.output.contains("Multipath unavailable"))
         try await running.stop()
     }
 
