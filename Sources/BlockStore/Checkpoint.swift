@@ -34,6 +34,7 @@ final class Checkpoint {
 
     func run() throws(PoolError) {
         let record = core.monitor.withLock { freeze() }
+        sortFrozen()
         try core.commit(through: record, whenFull: .proceed)
         try mergeLayers()
         try reclaim()
@@ -64,8 +65,10 @@ final class Checkpoint {
         boundary = core.pending
         core.seal()
         var seen: Set<UInt64> = []
-        for dataset in core.datasets.values.sorted(by: { $0.number < $1.number }) {
-            if dataset.role == .head, !dataset.layers[0].isEmpty { core.pushLayer(dataset) }
+        for volume in core.volumes.values.sorted(by: { $0.number < $1.number }) where !volume.head.layers[0].isEmpty {
+            core.pushLayer(volume.head)
+        }
+        for dataset in core.datasets.values {
             let frozen = dataset.role == .head ? dataset.layers.dropFirst() : dataset.layers[...]
             tops[dataset.number] = frozen.first
             for layer in frozen where seen.insert(layer.number).inserted {
@@ -77,7 +80,6 @@ final class Checkpoint {
                     role: dataset.role, epoch: dataset.epoch, sizeBytes: dataset.sizeBytes, cursor: dataset.cursor,
                     root: dataset.root))
         }
-        layers.sort { $0.layer.number < $1.layer.number }
         freezeCatalog()
         next.epoch = core.epoch
         next.nextDataset = core.nextDataset
@@ -92,13 +94,13 @@ final class Checkpoint {
     }
 
     private func freezeCatalog() {
-        for volume in core.volumes.values.sorted(by: { $0.number < $1.number }) {
+        for volume in core.volumes.values {
             image.volumes.append(
                 VolumeImage(
                     number: volume.number, head: volume.head.number, id: volume.id, naa: volume.naa,
                     createdAt: volume.createdAt, clonedFrom: volume.clonedFrom, name: volume.name))
         }
-        for snapshot in core.snapshots.values.sorted(by: { ($0.epoch, $0.name) < ($1.epoch, $1.name) }) {
+        for snapshot in core.snapshots.values {
             image.snapshots.append(
                 SnapshotImage(
                     id: snapshot.id, kind: snapshot.kind, epoch: snapshot.epoch, createdAt: snapshot.createdAt,
@@ -112,6 +114,16 @@ final class Checkpoint {
         streamsToFree = core.discardedStreams
         core.discardedStreams = []
         core.attributeBytesToWrite = 0
+    }
+
+    /// Writers wait while the state is frozen; they need not wait for it to be put into order.
+    private func sortFrozen() {
+        layers.sort { $0.layer.number < $1.layer.number }
+        image.datasets.sort { $0.number < $1.number }
+        image.volumes.sort { $0.number < $1.number }
+        image.snapshots.sort { ($0.epoch, $0.name) < ($1.epoch, $1.name) }
+        let order = Dictionary(uniqueKeysWithValues: image.snapshots.enumerated().map { ($1.id, $0) })
+        attributesToWrite.sort { order[$0.id]! < order[$1.id]! }
     }
 
     // MARK: Maps

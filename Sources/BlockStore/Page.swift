@@ -1,5 +1,4 @@
 internal import BlockIO
-internal import Synchronization
 
 /// A parent's reference to a page: where it is, the epoch in which it was written (in the allocation map: the number
 /// of blocks in use below it) and what it must hash to. 32 bytes on disk.
@@ -88,41 +87,40 @@ func isAllZero(_ bytes: UnsafeRawBufferPointer) -> Bool {
 }
 
 /// Verified pages by block number, in sets of eight with second-chance replacement: bounded, never rehashed.
-final class PageCache: Sendable {
+final class PageCache: @unchecked Sendable {
     private struct Way {
         var block: UInt64 = 0
         var wasUsed = false
         var page: Page?
     }
 
-    private struct State {
-        var ways: [Way]
-        var hands: [UInt8]
-    }
-
     private static let setWays = 8
     private let setCount: Int
-    private let state: Mutex<State>
+    private let lock = Monitor()
+    // SAFETY: both are read and written with `lock` held.
+    private var ways: [Way]
+    private var hands: [UInt8]
 
     init(limitBytes: UInt64) {
         var sets = 8
         while UInt64(sets * 2 * Self.setWays * Format.blockBytes) <= limitBytes { sets *= 2 }
         setCount = sets
-        state = Mutex(
-            State(ways: Array(repeating: Way(), count: sets * Self.setWays), hands: Array(repeating: 0, count: sets)))
+        ways = Array(repeating: Way(), count: sets * Self.setWays)
+        hands = Array(repeating: 0, count: sets)
     }
 
-    private func firstWay(of block: UInt64) -> Int {
+    private func places(of block: UInt64) -> Range<Int> {
         let mixed = (block ^ (block >> 17)) &* 0x9e37_79b9_7f4a_7c15
-        return Int(truncatingIfNeeded: mixed >> 32) & (setCount - 1)
+        let set = Int(truncatingIfNeeded: mixed >> 32) & (setCount - 1)
+        return (set * Self.setWays)..<((set + 1) * Self.setWays)
     }
 
     subscript(block: UInt64) -> Page? {
-        let set = firstWay(of: block)
-        return state.withLock { state in
-            for index in (set * Self.setWays)..<((set + 1) * Self.setWays) where state.ways[index].block == block {
-                guard let page = state.ways[index].page else { return nil }
-                if !state.ways[index].wasUsed { state.ways[index].wasUsed = true }
+        let places = places(of: block)
+        return lock.withLock {
+            for index in places where ways[index].block == block {
+                guard let page = ways[index].page else { return nil }
+                if !ways[index].wasUsed { ways[index].wasUsed = true }
                 return page
             }
             return nil
@@ -130,32 +128,22 @@ final class PageCache: Sendable {
     }
 
     func insert(_ page: Page, at block: UInt64) {
-        let set = firstWay(of: block)
-        state.withLock { state in
-            let base = set * Self.setWays
-            for index in base..<(base + Self.setWays) where state.ways[index].block == block {
-                state.ways[index].page = page
+        let places = places(of: block)
+        lock.withLock {
+            for index in places where ways[index].block == block {
+                ways[index].page = page
                 return
             }
+            let set = places.lowerBound / Self.setWays
             while true {
-                let index = base + Int(state.hands[set])
-                state.hands[set] = (state.hands[set] + 1) % UInt8(Self.setWays)
-                if state.ways[index].page != nil && state.ways[index].wasUsed {
-                    state.ways[index].wasUsed = false
+                let index = places.lowerBound + Int(hands[set])
+                hands[set] = (hands[set] + 1) % UInt8(Self.setWays)
+                if ways[index].page != nil && ways[index].wasUsed {
+                    ways[index].wasUsed = false
                     continue
                 }
-                state.ways[index] = Way(block: block, wasUsed: false, page: page)
+                ways[index] = Way(block: block, wasUsed: false, page: page)
                 return
-            }
-        }
-    }
-
-    /// Forgets a page, so that the next reader takes it from the disk.
-    func remove(_ block: UInt64) {
-        let set = firstWay(of: block)
-        state.withLock { state in
-            for index in (set * Self.setWays)..<((set + 1) * Self.setWays) where state.ways[index].block == block {
-                state.ways[index] = Way()
             }
         }
     }

@@ -1,5 +1,6 @@
 import BlockIO
 import BlockStore
+import Glibc
 import Testing
 
 @Suite("The pool")
@@ -124,5 +125,87 @@ struct PoolTests {
         #expect(throws: PoolError.inUse(path: scratch.file("pool"))) { try reopen() }
         try pool.close()
         try reopen().close()
+    }
+
+    @Test("bad arguments are refused with their reason and change nothing")
+    func badArguments() throws {
+        let pool = try makePool()
+        _ = try pool.createVolume(id: volume, name: "a", sizeBytes: mib)
+        #expect(throws: PoolError.exists("volume a")) {
+            try pool.createVolume(id: .random(), name: "a", sizeBytes: mib)
+        }
+        #expect(throws: PoolError.exists("volume \(volume)")) {
+            try pool.createVolume(id: volume, name: "b", sizeBytes: mib)
+        }
+        for name in ["", "a b", "ä", String(repeating: "x", count: 129)] {
+            #expect(throws: PoolError.invalidName(name)) {
+                try pool.createVolume(id: .random(), name: name, sizeBytes: mib)
+            }
+        }
+        for size in [0, 5000, (64 << 40) + 4096] as [UInt64] {
+            #expect(throws: PoolError.invalidSize(size)) {
+                try pool.createVolume(id: .random(), name: "c", sizeBytes: size)
+            }
+        }
+        #expect(throws: PoolError.invalidArgument("a snapshot needs at least one volume")) {
+            try pool.createSnapshot(id: .random(), name: "s", volumes: [], attributes: [])
+        }
+        let other = VolumeID.random()
+        #expect(throws: PoolError.notFound("volume \(other)")) {
+            try pool.createSnapshot(id: .random(), name: "s", volumes: [volume, other], attributes: [])
+        }
+        let device = try pool.device(of: volume)
+        #expect(throws: BlockError.outOfRange(offset: mib, lengthBytes: 4096, sizeBytes: mib)) {
+            try device.read(4096, at: mib)
+        }
+        #expect(pool.volumes().count == 1)
+        #expect(pool.snapshots().isEmpty)
+        try pool.close()
+    }
+
+    @Test("a snapshot with clones is protected, a clone is a volume of its own, and both go in the right order")
+    func clones() throws {
+        let pool = try makePool()
+        _ = try pool.createVolume(id: volume, name: "a", sizeBytes: mib)
+        let device = try pool.device(of: volume)
+        try device.write(pattern(1), at: 0)
+        let snapshot = SnapshotID.random()
+        _ = try pool.createSnapshot(id: snapshot, name: "s", volumes: [volume], attributes: [])
+        let clone = VolumeID.random()
+        let record = try pool.clone(snapshot: snapshot, volume: volume, newID: clone, name: "c")
+        #expect(record.clonedFrom == CloneOrigin(snapshot: snapshot, volume: volume))
+        #expect(record.naa != pool.volumes()[0].naa)
+        let cloned = try pool.device(of: clone)
+        try cloned.write(pattern(2), at: 4096)
+        try device.write(pattern(3), at: 0)
+        #expect(try cloned.read(8192, at: 0) == pattern(1) + pattern(2))
+        #expect(throws: PoolError.hasClones(["c"])) { try pool.deleteSnapshot(snapshot) }
+        let second = SnapshotID.random()
+        _ = try pool.createSnapshot(id: second, name: "sc", volumes: [clone], attributes: [])
+        _ = try pool.clone(snapshot: second, volume: clone, newID: .random(), name: "cc")
+        #expect(throws: PoolError.hasClones(["cc"])) { try pool.deleteSnapshot(second) }
+        let last = try #require(pool.volumes().first { $0.name == "cc" })
+        #expect(try pool.device(of: last.id).read(8192, at: 0) == pattern(1) + pattern(2))
+        try pool.deleteVolume(last.id)
+        try pool.deleteSnapshot(second)
+        try pool.deleteVolume(clone)
+        try pool.deleteSnapshot(snapshot)
+        for _ in 0..<6 { try pool.maintain() }
+        #expect(pool.statistics.reclaimsPending == 0)
+        #expect(PoolChecker.check(pool).problems == [])
+        #expect(try device.read(4096, at: 0) == pattern(3))
+        try pool.close()
+    }
+
+    @Test("a truncated or foreign file gives a clear error")
+    func truncated() throws {
+        try makePool().close()
+        let path = scratch.file("pool")
+        truncate(path, 300 << 10)
+        #expect(throws: PoolError.damaged("\(path) is cut off: it ends within the journal")) { try reopen() }
+        truncate(path, 4)
+        #expect(throws: PoolError.notAPool(path: path)) { try reopen() }
+        #expect(throws: PoolError.notFound("file \(path)2")) { try Pool.open(path: path + "2") }
+        #expect(throws: PoolError.exists(path)) { try makePool() }
     }
 }
