@@ -217,7 +217,22 @@ extension PoolCore {
         // Readers hold no lock while they read; the file must outlive them.
         monitor.withLock { while isCommitting { monitor.wait() } }
         awaitReaders()
+        monitor.withLock { forgetObjects() }
         file.close()
         if let failed { throw failed }
+    }
+
+    /// Lets go of volumes, datasets and layers, which refer to each other. The pool must be closed.
+    func forgetObjects() {
+        isClosed = true
+        for volume in volumes.values { volume.device = nil }
+        for dataset in datasets.values {
+            dataset.layers = []
+            dataset.setParent(nil)
+        }
+        volumes = [:]
+        volumeNumbers = [:]
+        snapshots = [:]
+        datasets = [:]
     }
 }

@@ -88,8 +88,16 @@ final class Simulator {
     private func crash(_ why: String) {
         log.append("crash: \(why)")
         crashes += 1
+        abandon()
+    }
+
+    /// What a crash does to the process: nothing is written any more, and the memory is gone.
+    private func abandon() {
+        if let pool { pool.core.monitor.withLock { pool.core.forgetObjects() } }
         pool = nil
     }
+
+    deinit { abandon() }
 
     private func recover() throws {
         disk = generator.chance(15) ? disk.handedOver() : disk.crashed()
