@@ -56,7 +56,7 @@ struct NetworkCutTests {
                 hooks:
                   - name: pause
                     volumes: [v]
-                    layer: machine
+                    level: machine
                     quiesce: ["\(script)"]
                     unquiesce: ["/bin/true"]
                     timeoutSeconds: 20

@@ -42,7 +42,7 @@ struct QuietWindowTests {
                         hooks:
                           - name: pause
                             volumes: [db]
-                            layer: machine
+                            level: machine
                             quiesce: ["\(script)"]
                             unquiesce: ["/bin/true"]
                             timeoutSeconds: 20
@@ -160,11 +160,10 @@ struct QuietWindowTests {
                 #expect(died, "the node should have died at \(point): \(stage.snapshotOutput) \(stage.node.log)")
                 _ = Shell.wait(upToSeconds: 10) { !client.isRunning }
                 if client.isRunning { client.terminate() }
-                try stage.expectEverythingRuns("after the node died at \(point)")
-
+                // The LUN itself is away until the node is back; what was held is not held any longer then.
                 stage.node.extraEnvironment["STILLPOINT_CRASH_AT"] = nil
-                stage.node.killHard()
                 try stage.node.start()
+                try stage.expectEverythingRuns("after the restart from \(point)")
                 let settled = try Shell.wait(upToSeconds: 30) {
                     try stage.node.json([JobInfo].self, "job", "list").allSatisfy { $0.state.isEnded }
                 }
@@ -177,7 +176,6 @@ struct QuietWindowTests {
                     }
                     #expect(whole.achievedConsistency == .application && proven == true, "\(point): \(whole)")
                 }
-                try stage.expectEverythingRuns("after the restart from \(point)")
             }
             let last = try stage.node.json(
                 SnapshotInfo.self, "snapshot", "create", "db", "--consistency", "application", "--name", "afterwards")
@@ -196,14 +194,16 @@ struct QuietWindowTests {
             #expect(stage.waitUntilHeld(), "\(stage.snapshotOutput)\n\(stage.agent.log)")
             switch victim {
             case .agent: stage.agent.killHard()
-            case .node: stage.node.killHard()
+            case .node:
+                stage.node.killHard()
+                // The LUN itself is away until the node is back.
+                try stage.node.start()
             case .filesystemPlugin: try killPlugin("stillpoint-plugin-filesystem", of: stage.agent)
             case .postgresqlPlugin: try killPlugin("stillpoint-plugin-postgresql", of: stage.agent)
             }
             try stage.expectEverythingRuns("after kill -9 of \(victim.rawValue)")
             _ = Shell.wait(upToSeconds: 30) { !client.isRunning }
             if client.isRunning { client.terminate() }
-            if victim == .node { try stage.node.start() }
             if victim == .agent { try stage.agent.start() }
             let levels = try stage.node.achievedLevels(volume: "db")
             #expect(!levels.contains(.application), "a label without a hold: \(stage.snapshotOutput)")

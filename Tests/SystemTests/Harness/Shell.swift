@@ -47,7 +47,8 @@ enum Shell {
             arguments, environment: environment.merging(extra) { $1 }, inputPath: inputPath,
             outputPath: folder.path + "/out", errorPath: folder.path + "/err")
         let ended = wait(upToSeconds: timeoutSeconds) { !process.isRunning }
-        if !ended { process.killHard() }
+        // A process in an uninterruptible wait does not die before its device answers: it is not waited for.
+        if !ended { kill(process.processIdentifier, SIGKILL) }
         func text(_ name: String) -> String {
             let path = folder.path + "/" + name
             return String(decoding: (try? Data(contentsOf: URL(filePath: path))) ?? Data(), as: UTF8.self)
