@@ -71,6 +71,24 @@ struct SagaRevertTests {
         }
     }
 
+    @Test("a driven revert is refused while another initiator of the same host has a session")
+    func anotherInitiatorOfTheHost() async throws {
+        try await withWorld { world in
+            let other = SagaSession(initiator: "iqn.other", address: "127.0.0.1:6")
+            world.target.state.withLock {
+                $0.sessions = [SagaSession(initiator: "iqn.a", address: "127.0.0.1:5"), other]
+            }
+            let failure = await #expect(throws: APIFailure.self) {
+                try await world.process().reverts.run(request: request(drive: true), report: RecordedReport())
+            }
+            #expect(failure?.code == "volumeInUse")
+            #expect(failure?.message.contains("iqn.other") == true)
+            let content = try world.read("v1")
+            #expect(content == 2)
+            #expect(world.agents.log == ["prepare host1", "finish host1"], "what was stopped is brought back")
+        }
+    }
+
     @Test("a dry run changes nothing")
     func dryRun() async throws {
         try await withWorld { world in
@@ -136,24 +154,5 @@ struct VolumeReservationTests {
         waiter.cancel()
         await #expect(throws: CancellationError.self) { try await waiter.value }
         #expect(await reservations.waiterCount == 0)
-    }
-}
-
-@Suite("Addresses of hosts")
-struct HostAddressTests {
-    @Test("the host part is found in every form of an address")
-    func host() {
-        #expect(HostAddress.host(of: "192.0.2.7:3260") == "192.0.2.7")
-        #expect(HostAddress.host(of: "[2001:db8::1]:3260") == "2001:db8::1")
-        #expect(HostAddress.host(of: "db1.example:11169") == "db1.example")
-        #expect(HostAddress.host(of: "db1") == nil)
-    }
-
-    @Test("all names of the machine itself are one, others are not")
-    func same() {
-        #expect(HostAddress.isSame("localhost", "127.0.0.1"))
-        #expect(HostAddress.isSame("192.0.2.7", "::ffff:192.0.2.7"))
-        #expect(!HostAddress.isSame("192.0.2.7", "192.0.2.8"))
-        #expect(!HostAddress.isSame("192.0.2.7", "127.0.0.1"))
     }
 }

@@ -184,7 +184,6 @@ struct MortalAgents: AgentCalling {
     }
 
     func names() async throws -> [String] { agents.names }
-    func host(of agent: String) async -> String? { "127.0.0.1" }
     func discover(_ agent: String, _ request: DiscoverRequest, timeoutSeconds: Double) async throws -> DiscoverResponse
     { try reach { try agents.discover(agent, request) } }
     func preflight(
@@ -249,7 +248,7 @@ final class ScriptedAgents: Sendable {
         guard let asked = request.volumes.first(where: { $0.name == volume }) else {
             return DiscoverResponse(devices: [], resources: [], warnings: [])
         }
-        let device = DeviceInfo(volume: volume, naa: asked.naa, path: "/dev/sdx")
+        let device = DeviceInfo(volume: volume, naa: asked.naa, path: "/dev/sdx", initiator: "iqn.a")
         let resources = [
             ResourceInfo(
                 plugin: "database", layer: .application, id: "db", label: "database on \(volume)", volumes: [volume]),

@@ -51,7 +51,7 @@ struct NetworkCutTests {
         try "#!/bin/sh\ntouch \(mark)\nexec sleep 4\n".write(toFile: script, atomically: true, encoding: .utf8)
         try FileManager.default.setAttributes([.posixPermissions: 0o755], ofItemAtPath: script)
         host.agent.configuration = """
-            plugins:
+            pluginConfiguration:
               hook:
                 hooks:
                   - name: pause

@@ -37,7 +37,7 @@ struct QuietWindowTests {
                     toFile: script, atomically: true, encoding: .utf8)
                 try FileManager.default.setAttributes([.posixPermissions: 0o755], ofItemAtPath: script)
                 agent.configuration = """
-                    plugins:
+                    pluginConfiguration:
                       hook:
                         hooks:
                           - name: pause

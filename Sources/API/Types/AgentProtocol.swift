@@ -117,11 +117,14 @@ public struct DeviceInfo: Codable, Sendable, Equatable {
     public var naa: String
     /// E.g. `/dev/sdb`, `/dev/loop3`.
     public var path: String
+    /// The iSCSI name under which this host reaches it; nil where it cannot be told.
+    public var initiator: String?
 
-    public init(volume: String, naa: String, path: String) {
+    public init(volume: String, naa: String, path: String, initiator: String? = nil) {
         self.volume = volume
         self.naa = naa
         self.path = path
+        self.initiator = initiator
     }
 }
 

@@ -17,8 +17,10 @@ final class RevertRun: Sendable {
     private let effects: SagaEffects
     private let report: any SagaReporting
     private let loop: SagaLoop<RevertSaga.Event>
-    /// Hosts whose agents have said that nothing uses the volumes any more.
-    private let idleHosts = Mutex<[String]>([])
+    /// By agent: the iSCSI names under which its host has each volume as a block device, as `volume initiator`.
+    private let reached = Mutex<[String: Set<String>]>([:])
+    /// Those of the agents that have said that nothing uses the volumes any more.
+    private let idle = Mutex<Set<String>>([])
 
     init(
         plan: RevertPlan, volumes: [SagaVolume], artifacts: [String: [String: [String: String]]],
@@ -100,6 +102,8 @@ final class RevertRun: Sendable {
         do {
             let answer = try await effects.agents.discover(
                 agent, DiscoverRequest(volumes: references), timeoutSeconds: Self.discoverSeconds)
+            let names = answer.devices.compactMap { device in device.initiator.map { "\(device.volume) \($0)" } }
+            reached.withLock { $0[agent] = Set(names) }
             return .discovered(agent: agent, usesVolumes: !answer.devices.isEmpty || !answer.resources.isEmpty)
         } catch {
             return .discoverFailed(agent: agent, reason: AgentCallFailure(error).text)
@@ -110,7 +114,8 @@ final class RevertRun: Sendable {
         do {
             let answer = try await effects.agents.prepareRestore(
                 agent, RestoreRequest(restoreID: plan.sagaID, volumes: references), timeoutSeconds: Self.agentSeconds)
-            if let host = await effects.agents.host(of: agent) { idleHosts.withLock { $0.append(host) } }
+            let names = reached.withLock { $0[agent] ?? [] }
+            idle.withLock { $0.formUnion(names) }
             return .prepared(agent: agent, steps: answer.steps)
         } catch {
             return .prepareFailed(agent: agent, reason: AgentCallFailure(error).text)
@@ -132,13 +137,12 @@ final class RevertRun: Sendable {
     }
 
     private func sessions() -> [VolumeSession] {
-        let idle = idleHosts.withLock { $0 }
+        let idle = idle.withLock { $0 }
         return volumes.flatMap { volume in
             effects.guarding.sessions(naa: volume.naa).map { session in
-                let host = HostAddress.host(of: session.address) ?? session.address
-                return VolumeSession(
+                VolumeSession(
                     volume: volume.name, initiator: session.initiator, address: session.address,
-                    isIdle: idle.contains { HostAddress.isSame($0, host) })
+                    isIdle: idle.contains("\(volume.name) \(session.initiator)"))
             }
         }
     }

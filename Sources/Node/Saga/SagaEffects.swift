@@ -59,8 +59,6 @@ protocol SnapshotCutting: Sendable {
 /// The enrolled agents. Every call ends within `timeoutSeconds`, with an answer or an error.
 protocol AgentCalling: Sendable {
     func names() async throws -> [String]
-    /// Host part of the address where an agent is called; nil when unknown.
-    func host(of agent: String) async -> String?
     func discover(_ agent: String, _ request: DiscoverRequest, timeoutSeconds: Double) async throws -> DiscoverResponse
     func preflight(
         _ agent: String, _ request: PreflightRequest, timeoutSeconds: Double

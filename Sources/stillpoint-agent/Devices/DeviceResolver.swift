@@ -25,6 +25,7 @@ struct DeviceResolver: Sendable {
         var device: String
         var backing: String?
         var readOnly: Bool?
+        var initiator: String?
     }
 
     func resolve(_ volumes: [VolumeReference]) -> Finding {
@@ -34,8 +35,12 @@ struct DeviceResolver: Sendable {
         var found: [DeviceInfo] = []
         for volume in volumes {
             let naa = volume.naa.lowercased()
-            let bases = disks.filter { $0.naa == naa }.map(\.name) + attached.filter { $0.naa == naa }.map(\.name)
-            found += bases.map { DeviceInfo(volume: volume.name, naa: naa, path: path(of: $0)) }
+            found += disks.filter { $0.naa == naa }.map {
+                DeviceInfo(volume: volume.name, naa: naa, path: path(of: $0.name), initiator: initiator(of: $0.name))
+            }
+            found += attached.filter { $0.naa == naa }.map {
+                DeviceInfo(volume: volume.name, naa: naa, path: path(of: $0.name), initiator: $0.initiator)
+            }
         }
         return Finding(devices: found, warnings: warnings)
     }
@@ -83,8 +88,8 @@ struct DeviceResolver: Sendable {
         return notes
     }
 
-    private func attachedDevices(_ warnings: inout [String]) -> [(name: String, naa: String)] {
-        var found: [(name: String, naa: String)] = []
+    private func attachedDevices(_ warnings: inout [String]) -> [(name: String, naa: String, initiator: String?)] {
+        var found: [(name: String, naa: String, initiator: String?)] = []
         // A snapshot that is attached for reading is not what its volume's applications write to.
         for note in attachmentNotes(&warnings) where note.readOnly != true {
             let name = (note.device as NSString).lastPathComponent
@@ -99,7 +104,7 @@ struct DeviceResolver: Sendable {
                     )
                     continue
                 }
-                found.append((name, note.naa.lowercased()))
+                found.append((name, note.naa.lowercased(), note.initiator))
             } else if let wwid = text(sysfs + "/block/\(name)/device/wwid")?.lowercased() {
                 // Found by its own identifier already, if it is the volume at all.
                 if wwid != "naa." + note.naa.lowercased() {
@@ -110,6 +115,16 @@ struct DeviceResolver: Sendable {
             }
         }
         return found
+    }
+
+    /// The name that the kernel's initiator logged in with: the disk hangs below its session in sysfs.
+    private func initiator(of disk: String) -> String? {
+        guard let device = realpath(sysfs + "/block/\(disk)/device", nil) else { return nil }
+        defer { free(device) }
+        let session = String(cString: device).split(separator: "/").first {
+            $0.hasPrefix("session") && $0.dropFirst(7).allSatisfy(\.isNumber)
+        }
+        return session.flatMap { text(sysfs + "/class/iscsi_session/\($0)/initiatorname") }
     }
 
     /// The kernel writes `!` for `/` in names.
