@@ -258,8 +258,8 @@ final class Checkpoint {
         return pages
     }
 
-    /// A data region that the checkpoint does not use needs no bitmap. Data regions do not change while this is decided:
-    /// the pages that are being placed go to metadata regions.
+    /// A data region that the checkpoint does not use needs no bitmap. Data regions do not change while this is
+    /// decided: the pages that are being placed go to metadata regions.
     private func isEmptyRegion(_ place: BitmapPlace) -> Bool {
         guard place.level == 0 else { return false }
         return core.monitor.withLock {

@@ -1,4 +1,5 @@
-/// Bugs that tests switch on to prove that the simulator finds them. None of them can be switched on in a release build.
+/// Bugs that tests switch on to prove that the simulator finds them. None of them can be switched on in a release
+/// build.
 enum PlantedBug: String, CaseIterable, Sendable {
     /// Overwrites free by the deleted parent's floor on both sides of its reclaim's cursor.
     case cursorIgnoredWhenFreeing

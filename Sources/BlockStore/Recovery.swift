@@ -206,8 +206,8 @@ extension PoolCore {
 
     // MARK: Journal
 
-    /// Applies every batch from the checkpoint on, up to the first that is not whole. Such a batch is a torn tail, which
-    /// was never acknowledged, unless a later batch proves that it was once durable.
+    /// Applies every batch from the checkpoint on, up to the first that is not whole. Such a batch is a torn tail,
+    /// which was never acknowledged, unless a later batch proves that it was once durable.
     private func replayJournal() throws(PoolError) {
         while let (header, batch, crc) = try readBatch(at: journalEnd) {
             do {

@@ -12,7 +12,8 @@ final class SpaceMap {
 
     final class Bits {
         let words: Int
-        // SAFETY: both hold `words` words for as long as the object lives; bits come from block numbers modulo a region.
+        // SAFETY: both hold `words` words for as long as the object lives; bits come from block numbers modulo a
+        // region.
         let busy: UnsafeMutablePointer<UInt64>
         let durable: UnsafeMutablePointer<UInt64>
 

@@ -19,11 +19,13 @@ public struct ServeFailure: Error, Sendable, CustomStringConvertible {
 /// Runs a storage node until SIGTERM or SIGINT, then ends it in order: no new requests, jobs and sessions ended,
 /// outstanding commands answered, pool and catalog closed.
 ///
-/// Prints a line for each address it listens on (`api URL`, `iscsi HOST:PORT`) on standard output once all of them work.
+/// Prints a line for each address it listens on (`api URL`, `iscsi HOST:PORT`) on standard output once all of them
+/// work.
 ///
 /// - Parameters:
 ///   - logger: Where the node logs to; its level is taken from the configuration.
-/// - Throws: ``ServeFailure`` when it cannot start, ``ConfigurationInvalid`` for a configuration that contradicts itself.
+/// - Throws: ``ServeFailure`` when it cannot start, ``ConfigurationInvalid`` for a configuration that contradicts
+/// itself.
 public func serve(_ configuration: NodeConfiguration, logger: Logger) async throws {
     let problems = configuration.check()
     guard problems.isEmpty else { throw ConfigurationInvalid(problems: problems) }

@@ -3,8 +3,8 @@ import Glibc
 /// What must outlive a plug-in that is killed while it holds something: a file of JSON lines in the state directory,
 /// which lies on a tmpfs, so that writing it never waits for a frozen file system.
 ///
-/// The file is locked for as long as its process lives. `abandoned` gives only files that nobody locks: a recovery never
-/// touches what another live process of the plug-in holds.
+/// The file is locked for as long as its process lives. `abandoned` gives only files that nobody locks: a recovery
+/// never touches what another live process of the plug-in holds.
 public final class HoldJournal<Entry: Codable & Sendable>: Sendable {
     public let holdID: String
     public let path: String
@@ -45,8 +45,8 @@ public final class HoldJournal<Entry: Codable & Sendable>: Sendable {
     }
 
     /// The holds whose processes were killed, or ended, but are still inside a system call that nobody can interrupt:
-    /// what they hold can be recovered only when the kernel has given them back. A recovery reports them as failures, so
-    /// that it is repeated.
+    /// what they hold can be recovered only when the kernel has given them back. A recovery reports them as
+    /// failures, so that it is repeated.
     public static func heldByDying(stateDirectory: String, plugin: String) -> [(holdID: String, process: Int32)] {
         let prefix = "\(plugin)-hold-"
         return directoryEntries(stateDirectory).sorted().compactMap { name in

@@ -236,8 +236,8 @@ public struct UnquiesceResult: Codable, Sendable, Equatable {
         public var failure: String?
         /// What a restore of the snapshot may need, e.g. PostgreSQL's `backup_label`.
         public var artifacts: [String: String]?
-        /// True when it could not be released. `PluginMain` then answers with the error `notReleased`, so that the agent
-        /// has it recovered.
+        /// True when it could not be released. `PluginMain` then answers with the error `notReleased`, so that the
+        /// agent has it recovered.
         public var mayBeQuiesced: Bool?
 
         public init(

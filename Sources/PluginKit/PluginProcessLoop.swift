@@ -170,7 +170,8 @@ extension PluginProcessLoop {
                 if polled[3].revents != 0 { readError() }
                 if polled[1].revents != 0 { break }
             }
-            // What it said last is still in the pipes. A child of its own may hold them open: do not wait for their end.
+            // What it said last is still in the pipes. A child of its own may hold them open: do not wait for their
+            // end.
             readOutput()
             readError()
             finish()

@@ -68,7 +68,8 @@ final class SimulatedWorld {
     var outcome: SnapshotSaga.Outcome?
     var isClosed = false
     var firstHoldAt: Int64?
-    /// A journal that failed while it wrote a verdict may hold it or not: job and pool may then disagree, both honestly.
+    /// A journal that failed while it wrote a verdict may hold it or not: job and pool may then disagree, both
+    /// honestly.
     var mayDisagree = false
     var refusedPlugins: [String: [String]] = [:]
 

@@ -56,7 +56,7 @@ struct NetworkCutTests {
                 hooks:
                   - name: pause
                     volumes: [v]
-                    level: machine
+                    level: fileSystem
                     quiesce: ["\(script)"]
                     unquiesce: ["/bin/true"]
                     timeoutSeconds: 20

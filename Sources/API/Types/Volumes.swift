@@ -7,7 +7,8 @@ public struct VolumeInfo: Codable, Sendable, Equatable {
     public var sizeBytes: UInt64
     /// Bytes that the volume's head maps, shared with snapshots or not.
     public var mappedBytes: UInt64
-    /// The NAA identifier that initiators see (SPC-4 7.8.6.6), 32 hexadecimal digits. A revert keeps it; a clone has its own.
+    /// The NAA identifier that initiators see (SPC-4 7.8.6.6), 32 hexadecimal digits. A revert keeps it; a clone has
+    /// its own.
     public var naa: String
     public var createdAt: Date
     public var exports: [ExportInfo]

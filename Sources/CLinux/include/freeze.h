@@ -7,7 +7,8 @@
 int clinux_freeze(int fd);
 // FITHAW. 0, or errno: EINVAL when it is not frozen.
 int clinux_thaw(int fd);
-// The file system's UUID as its own 1 to 16 bytes (FS_IOC_GETFSUUID, Linux 6.9). Their number, or 0 when it is not known.
+// The file system's UUID as its own 1 to 16 bytes (FS_IOC_GETFSUUID, Linux 6.9). Their number, or 0 when it is not
+// known.
 int clinux_filesystem_uuid(int fd, uint8_t uuid[16]);
 // statfs's f_fsid and f_type. 0 or errno.
 int clinux_filesystem_id(int fd, uint64_t *fsid, uint64_t *type);

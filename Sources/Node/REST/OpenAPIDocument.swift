@@ -20,7 +20,7 @@ enum OpenAPIDocument {
             "info": .members([
                 "title": .string("Stillpoint storage node"), "version": .string(NodeVersion.text),
                 "description": .string(
-                    "Application-consistent snapshots of block storage. docs/api.md has the rules that all routes share."
+                    "Application-consistent snapshots of block storage. docs/api.md has the rules all routes share."
                 ),
             ]),
             "security": .array([.members(["administrator": .array([])])]),

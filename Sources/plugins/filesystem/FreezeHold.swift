@@ -11,7 +11,8 @@ final class FreezeTarget: Sendable {
     let record: FreezeRecord
     let descriptor: Int32
 
-    /// - Throws: `refused` when what is opened is not that mount: a plain directory would freeze the file system that it
+    /// - Throws: `refused` when what is opened is not that mount: a plain directory would freeze the file system
+    /// that it
     ///   lies on.
     init(_ resource: String, _ entry: MountEntry) throws(PluginFailure) {
         let descriptor = open(entry.mountPoint, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW)
@@ -131,8 +132,10 @@ final class FreezeHold: PluginHold {
         }
     }
 
-    /// FITHAW succeeds only on a file system that is frozen: on one that somebody thawed meanwhile it fails with EINVAL.
-    /// That alone would not notice a thaw that was followed by another freeze. The canary does: it was started inside our
+    /// FITHAW succeeds only on a file system that is frozen: on one that somebody thawed meanwhile it fails with
+    /// EINVAL.
+    /// That alone would not notice a thaw that was followed by another freeze. The canary does: it was started
+    /// inside our
     /// freeze and gets through at the first thaw. So: canary silent until now, and FITHAW successful, means that the
     /// freeze which ends here is the one that began with the quiesce.
     func release(_ reason: ReleaseReason) async -> [UnquiesceResult.Member] {

@@ -39,8 +39,8 @@ enum FreezeJournal {
             stateDirectory: stateDirectory, plugin: FilesystemPlugin.name)
         {
             result.failures.append(
-                "Process \(held.process) of hold \(held.holdID) was ended inside a freeze that the kernel has not given "
-                    + "back; what it froze can be thawed only after it")
+                "Process \(held.process) of hold \(held.holdID) was ended inside a freeze that the kernel has "
+                    + "not given back; what it froze can be thawed only after it")
         }
         return result
     }

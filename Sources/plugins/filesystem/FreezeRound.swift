@@ -8,8 +8,8 @@ enum FreezesUnderWay {
     static let count = Mutex(0)
 }
 
-/// Freezes several file systems, all or none. Blocks its thread; each freeze has a thread of its own, because the kernel
-/// lets nobody interrupt one.
+/// Freezes several file systems, all or none. Blocks its thread; each freeze has a thread of its own, because the
+/// kernel lets nobody interrupt one.
 final class FreezeRound: Sendable {
     private enum Progress {
         case working

@@ -74,8 +74,8 @@ final class HookHold: PluginHold {
         }
     }
 
-    /// The executable is the only one who knows whether its application was at rest all the time: its unquiesce ends with
-    /// status 0 only if it was.
+    /// The executable is the only one who knows whether its application was at rest all the time: its unquiesce ends
+    /// with status 0 only if it was.
     func release(_ reason: ReleaseReason) async -> [UnquiesceResult.Member] {
         var results: [String: UnquiesceResult.Member] = [:]
         var isReleased = true

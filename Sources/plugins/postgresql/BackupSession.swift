@@ -106,8 +106,8 @@ final class BackupSession: Sendable {
         }
     }
 
-    /// The backend at the other end is a child of this cluster's postmaster: a conninfo may lead elsewhere, and behind a
-    /// connection pooler a backup would belong to a session that is not ours.
+    /// The backend at the other end is a child of this cluster's postmaster: a conninfo may lead elsewhere, and
+    /// behind a connection pooler a backup would belong to a session that is not ours.
     static func checkServer(
         _ connection: Connection, _ cluster: Cluster, _ limit: Connection.Limit
     ) throws(PluginFailure) {

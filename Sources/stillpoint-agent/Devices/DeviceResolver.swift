@@ -100,7 +100,7 @@ struct DeviceResolver: Sendable {
             if let backing = text(sysfs + "/block/\(name)/loop/backing_file") {
                 guard let wanted = note.backing, backing == wanted || backing == wanted + " (deleted)" else {
                     warnings.append(
-                        "Volume \(note.volume) is noted as attached at \(note.device), which now has \(backing) under it"
+                        "Volume \(note.volume) is noted as attached at \(note.device), which now stands on \(backing)"
                     )
                     continue
                 }
