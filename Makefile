@@ -39,7 +39,9 @@ test:
 	@scripts/setup.sh build test
 	@$(MAKE) --no-print-directory lint
 	$(SWIFT) build --build-tests
-	$(SWIFT) test --skip-build
+	$(SWIFT) test --skip-build --skip SystemTests
+	@# Whole systems with leases and kills: one after another, not beside tests that take all processors.
+	$(SWIFT) test --skip-build --no-parallel --filter SystemTests
 
 lint:
 	$(SWIFT) format lint --strict --recursive --parallel $(SOURCES)

@@ -84,7 +84,9 @@ struct StyleTests {
                 guard let module = Self.importedModule(line), Self.ours.contains(module), module != file.room else {
                     continue
                 }
-                #expect(allowed.contains(module), "\(file.path):\(index + 1): \(file.room) may not import \(module)")
+                if !allowed.contains(module) {
+                    Issue.record("\(file.path):\(index + 1): \(file.room) may not import \(module)")
+                }
             }
         }
     }
@@ -114,28 +116,33 @@ struct StyleTests {
     func sizes() {
         for file in Self.files(under: "Sources") + Self.files(under: "Tests") {
             #expect(file.lines.count <= 801, "\(file.path) has \(file.lines.count) lines")
-            for (index, line) in file.lines.enumerated() where line.count > 120 {
+            for (index, line) in file.lines.enumerated() where line.utf8.count > 120 && line.count > 120 {
                 Issue.record("\(file.path):\(index + 1): \(line.count) columns")
             }
         }
     }
 
+    /// The name that a line declares as a type, if it does.
+    static func declaredType(_ line: Substring) -> String? {
+        let kinds: Set<Substring> = ["class", "struct", "enum", "actor", "protocol"]
+        let words = line.split(separator: " ", maxSplits: 6)
+        guard let kind = words.firstIndex(where: kinds.contains), kind + 1 < words.count,
+            words[..<kind].allSatisfy({ $0.allSatisfy { $0.isLowercase || $0 == "@" || $0 == "(" || $0 == ")" } })
+        else { return nil }
+        return String(words[kind + 1].prefix { $0.isLetter || $0.isNumber })
+    }
+
     @Test("no type or file is called Manager, Helper, Utils or Common")
-    func names() throws {
-        let declaration = try Regex(
-            "^\\s*(?:[a-z]+ )*(?:class|struct|enum|actor|protocol) (\\w+)"
-        )
+    func names() {
         for file in Self.files(under: "Sources") + Self.files(under: "Tests") {
             let fileName = file.path.split(separator: "/").last.map(String.init) ?? ""
             for part in Self.bannedNameParts {
                 #expect(!fileName.contains(part), "\(file.path): a name with '\(part)' says nothing")
             }
             for (index, line) in file.lines.enumerated() {
-                guard let match = line.firstMatch(of: declaration), let name = match.output[1].substring else {
-                    continue
-                }
-                for part in Self.bannedNameParts {
-                    #expect(!name.contains(part), "\(file.path):\(index + 1): a name with '\(part)' says nothing")
+                guard let name = Self.declaredType(line) else { continue }
+                for part in Self.bannedNameParts where name.contains(part) {
+                    Issue.record("\(file.path):\(index + 1): a name with '\(part)' says nothing")
                 }
             }
         }

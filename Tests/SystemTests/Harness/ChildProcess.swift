@@ -15,6 +15,16 @@ final class ChildProcess {
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
         defer { posix_spawn_file_actions_destroy(&actions) }
+        // The threads that tests run on block signals, and a child inherits that: it would not hear SIGTERM.
+        var attributes = posix_spawnattr_t()
+        posix_spawnattr_init(&attributes)
+        defer { posix_spawnattr_destroy(&attributes) }
+        var signals = sigset_t()
+        sigemptyset(&signals)
+        posix_spawnattr_setsigmask(&attributes, &signals)
+        sigfillset(&signals)
+        posix_spawnattr_setsigdefault(&attributes, &signals)
+        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF))
         let writing = O_WRONLY | O_CREAT | O_APPEND
         posix_spawn_file_actions_addopen(&actions, 0, inputPath, O_RDONLY, 0)
         posix_spawn_file_actions_addopen(&actions, 1, outputPath, writing, 0o644)
@@ -27,7 +37,7 @@ final class ChildProcess {
         let environmentPointers = environment.map { strdup("\($0.key)=\($0.value)") } + [nil]
         defer { for pointer in argumentPointers + environmentPointers { free(pointer) } }
         var pid: pid_t = 0
-        let failure = posix_spawn(&pid, executable, &actions, nil, argumentPointers, environmentPointers)
+        let failure = posix_spawn(&pid, executable, &actions, &attributes, argumentPointers, environmentPointers)
         guard failure == 0 else {
             throw CommandFailed(description: "\(arguments[0]) cannot be started: errno \(failure)")
         }
