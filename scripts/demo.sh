@@ -169,18 +169,11 @@ if stillpoint volume revert db --to application; then
     exit 1
 fi
 
-say "Revert, driven through the agent: stop, unmount, revert, mount, start"
-postgres_stop
-umount "$mnt"
-stillpoint volume detach db
+say "Revert, driven through the agent: stop PostgreSQL, unmount, revert, mount, start"
 t=$(now_ms)
-stillpoint volume revert db --to application
-note "revert" "$(($(now_ms) - t)) ms"
-device=$(stillpoint volume attach db -o json | python3 -c 'import json, sys; print(json.load(sys.stdin)["device"])')
-mount "$device" "$mnt"
-t=$(now_ms)
-postgres_start
-note "PostgreSQL started on the reverted volume" "$(($(now_ms) - t)) ms"
+stillpoint volume revert db --to application --drive
+note "revert, with PostgreSQL stopped and started" "$(($(now_ms) - t)) ms"
+mountpoint -q "$mnt"
 
 check_invariant
 last=$(sql -c 'SELECT coalesce(max(n), 0) FROM ledger')
@@ -191,13 +184,7 @@ sql -c 'CREATE EXTENSION IF NOT EXISTS amcheck' && as_postgres "$postgres_bin/pg
 note "transactions acknowledged before, found" "$acknowledged_before of $acknowledged_before"
 
 say "Undo of the revert: the damage is back"
-postgres_stop
-umount "$mnt"
-stillpoint volume detach db
-stillpoint volume revert db --undo
-device=$(stillpoint volume attach db -o json | python3 -c 'import json, sys; print(json.load(sys.stdin)["device"])')
-mount "$device" "$mnt"
-postgres_start
+stillpoint volume revert db --undo --drive
 [ "$(sql -c "SELECT to_regclass('pgbench_accounts') IS NULL")" = t ] || { echo "demo: the undo did not bring the damage back" >&2; exit 1; }
 echo "   pgbench_accounts is gone again, as it was before the revert"
 postgres_stop
