@@ -57,6 +57,9 @@ extension PoolCore {
         try core.restoreRegions()
         try core.restoreCatalog()
         try core.replayJournal()
+        // A process that was killed may have left a batch, and the data before it, in the system's cache only. What is
+        // served from now on counts as durable, so it has to be.
+        if !options.isReadOnly { try core.syncFile("syncing what was recovered") }
         try core.occupyOverlay()
         core.isCheckpointRequested = core.doomed.contains { $0.children.count <= 1 }
         core.requestPassIfDue()
