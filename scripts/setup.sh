@@ -6,9 +6,9 @@ set -euo pipefail
 declare -A packages=(
     [build]="git make pkg-config libc6-dev libpq-dev libsqlite3-dev"
     [demo]="postgresql-15 postgresql-client-15 qemu-utils qemu-system-common qemu-block-extra libnbd-bin fuse3 \
-            e2fsprogs util-linux procps psmisc python3-minimal"
+            e2fsprogs util-linux procps psmisc python3"
     [test]="postgresql-15 postgresql-client-15 qemu-utils qemu-system-common qemu-block-extra libnbd-bin fuse3 \
-            e2fsprogs xfsprogs btrfs-progs util-linux procps psmisc python3-minimal libiscsi-bin libiscsi-dev fio iproute2 \
+            e2fsprogs xfsprogs btrfs-progs util-linux procps psmisc python3 libiscsi-bin libiscsi-dev fio iproute2 \
             openssl curl"
 )
 
