@@ -12,7 +12,7 @@ help:
 	@echo "make run       build and start a storage node on loopback (DATA=DIR)"
 	@echo "make test      install what the tests need, lint, build and run them all"
 	@echo "make simulate  run the store's simulator over SEEDS=$(SEEDS) histories"
-	@echo "make bench     benchmarks (docs/benchmarks.md)"
+	@echo "make bench     benchmarks of the whole node, from outside"
 	@echo "make fuzz      fuzz the parsers that face the network for FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make lint      swift format lint;  make format: apply it"
 	@echo "make clean     remove build products"
