@@ -3,13 +3,18 @@
 # Only what is missing is installed; without root it says which packages to install and stops.
 set -euo pipefail
 
+# Virtual machines; their kernel and guest agent are only fetched, by build-guest.sh.
+guests="libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils qemu-block-extra busybox-static sqlite3 e2fsprogs \
+        cpio lz4 gcc libc6-dev"
+
 declare -A packages=(
     [build]="git make pkg-config libc6-dev libpq-dev libsqlite3-dev"
     [demo]="postgresql-15 postgresql-client-15 qemu-utils qemu-system-common qemu-block-extra libnbd-bin fuse3 \
             e2fsprogs util-linux procps psmisc python3"
     [test]="postgresql-15 postgresql-client-15 qemu-utils qemu-system-common qemu-block-extra libnbd-bin fuse3 \
             e2fsprogs xfsprogs btrfs-progs util-linux procps psmisc python3 libiscsi-bin libiscsi-dev fio iproute2 \
-            openssl curl"
+            openssl curl $guests"
+    [demo-kvm]="qemu-utils e2fsprogs util-linux procps python3 $guests"
 )
 
 wanted=()
