@@ -86,6 +86,7 @@ cp "$(command -v busybox)" "$root/bin/busybox"
 ln -s busybox "$root/bin/sh"
 install -m 0755 "$here/guest/init" "$root/init"
 install -m 0755 "$here/guest/fsfreeze-hook" "$root/etc/qemu/fsfreeze-hook"
+install -m 0755 "$here/guest/shutdown" "$root/sbin/shutdown"
 # In this order: each one needs those before it.
 for module in drivers/virtio/virtio_ring drivers/virtio/virtio drivers/virtio/virtio_pci_legacy_dev \
     drivers/virtio/virtio_pci_modern_dev drivers/virtio/virtio_pci drivers/block/virtio_blk drivers/char/virtio_console \
@@ -106,7 +107,7 @@ add() {  # PROGRAM [NAME]: with all libraries that it is linked with
 }
 add "$qemu_ga"
 add "$(command -v sqlite3)"
-for tool in mke2fs e2fsck tune2fs fsfreeze; do
+for tool in mke2fs e2fsck tune2fs blkid; do
     path=$(PATH=$PATH:/usr/sbin:/sbin command -v "$tool")
     add "$path"
 done

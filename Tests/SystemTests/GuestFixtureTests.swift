@@ -30,11 +30,13 @@ struct GuestFixtureTests {
         #expect(Shell.wait(upToSeconds: 20) { (try? guest.written()) ?? 0 > before })
 
         // A freeze hook that says no.
-        try guest.shell(
-            "printf '#!/bin/sh\\n[ $1 != freeze ]\\n' > /etc/qemu/fsfreeze-hook.d/no; chmod +x /etc/qemu/fsfreeze-hook.d/no"
-        )
+        let hook = "/etc/qemu/fsfreeze-hook.d/no"
+        try guest.shell("printf '#!/bin/sh\\n[ $1 != freeze ]\\n' > \(hook); chmod +x \(hook)")
         #expect(try host.virshResult("domfsfreeze", "g1").status != 0)
         let after = try guest.written()
         #expect(Shell.wait(upToSeconds: 20) { (try? guest.written()) ?? 0 > after })
+
+        try host.virsh("shutdown", "g1")
+        #expect(Shell.wait(upToSeconds: 20) { guest.state == "shut off" })
     }
 }

@@ -21,7 +21,8 @@ struct GuestDisk {
             let auth = user.map { "<auth username='\($0)'><secret type='iscsi' usage='\(usage ?? "")'/></auth>" } ?? ""
             return """
                 <disk type='network' device='disk'><driver name='qemu' type='raw' cache='none' discard='unmap'/>\
-                <source protocol='iscsi' name='\(iqn)/\(lun)'><host name='\(parts[0])' port='\(parts[1])'/>\(auth)</source>\
+                <source protocol='iscsi' name='\(iqn)/\(lun)'>\
+                <host name='\(parts[0])' port='\(parts[1])'/>\(auth)</source>\
                 \(tail)
                 """
         case .block(let path):

@@ -90,9 +90,9 @@ final class KVMHost {
         let file = folder.path + "/secret.xml"
         let uuid = UUID().uuidString.lowercased()
         try """
-            <secret ephemeral='no' private='yes'><uuid>\(uuid)</uuid>\
-            <usage type='iscsi'><target>\(usage)</target></usage></secret>
-            """.write(toFile: file, atomically: true, encoding: .utf8)
+        <secret ephemeral='no' private='yes'><uuid>\(uuid)</uuid>\
+        <usage type='iscsi'><target>\(usage)</target></usage></secret>
+        """.write(toFile: file, atomically: true, encoding: .utf8)
         try virsh("secret-define", file)
         let valueFile = folder.path + "/secret.value"
         try value.write(toFile: valueFile, atomically: true, encoding: .utf8)
