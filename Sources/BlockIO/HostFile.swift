@@ -1,5 +1,6 @@
 internal import CLinux
 internal import Glibc
+internal import Synchronization
 
 /// A regular file or block device of the operating system, locked against other openers.
 public final class HostFile: StorageFile {
@@ -13,6 +14,8 @@ public final class HostFile: StorageFile {
 
     private let descriptor: Int32
     private let isBlockDevice: Bool
+    /// For uncached reads; opened when first asked for, -1 where it cannot be had.
+    private let directDescriptor = Mutex<Int32?>(nil)
 
     /// Opens and locks `path`. Errors: `EWOULDBLOCK` when another process has it, `EEXIST` for `create` on a regular
     /// file, and whatever open(2) answers.
@@ -91,6 +94,22 @@ public final class HostFile: StorageFile {
         }
     }
 
+    /// Reads with a second descriptor that bypasses the page cache, where the file system lets it and the buffer is
+    /// aligned to 4096 bytes; else as ``read(at:into:)`` does.
+    public func readUncached(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StorageError) {
+        let direct = directDescriptor.withLock { known in
+            if known == nil { known = open("/proc/self/fd/\(descriptor)", O_RDONLY | O_CLOEXEC | clinux_o_direct()) }
+            return known ?? -1
+        }
+        let isAligned = UInt(bitPattern: buffer.baseAddress) % 4096 == 0 && buffer.count % 4096 == 0
+        guard direct >= 0, isAligned, offset % 4096 == 0 else { return try read(at: offset, into: buffer) }
+        let count = pread(direct, buffer.baseAddress, buffer.count, off_t(offset))
+        // What it will not do, and the end of the file, are left to the plain way.
+        if count != buffer.count { try read(at: offset, into: buffer) }
+    }
+
+    public var backend: String { "pread" }
+
     public func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(StorageError) {
         var done = 0
         while done < buffer.count {
@@ -139,5 +158,8 @@ public final class HostFile: StorageFile {
         }
     }
 
-    public func close() { Glibc.close(descriptor) }
+    public func close() {
+        directDescriptor.withLock { if let direct = $0, direct >= 0 { Glibc.close(direct) } }
+        Glibc.close(descriptor)
+    }
 }

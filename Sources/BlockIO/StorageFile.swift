@@ -13,6 +13,12 @@ public protocol StorageFile: AnyObject, Sendable {
     /// Fills `buffer` from `offset`. What lies beyond the end or in a hole reads as zeros.
     func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StorageError)
 
+    /// The same past every cache of the operating system, where that can be had: what is on the medium.
+    func readUncached(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StorageError)
+
+    /// How calls reach the disk, in a word for people.
+    var backend: String { get }
+
     /// Writes all of `buffer` at `offset`; a file that can grow does so.
     func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(StorageError)
 
@@ -27,6 +33,14 @@ public protocol StorageFile: AnyObject, Sendable {
 
     /// Closes the file and gives up its lock. No call may follow.
     func close()
+}
+
+extension StorageFile {
+    public func readUncached(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StorageError) {
+        try read(at: offset, into: buffer)
+    }
+
+    public var backend: String { "memory" }
 }
 
 /// The errno with which a storage file refused a call.

@@ -84,6 +84,7 @@ final class Checkpoint {
         next.epoch = core.epoch
         next.nextDataset = core.nextDataset
         next.nextVolume = core.nextVolume
+        next.totalBlocks = core.totalBlocks
         return core.lastRecord
     }
 
@@ -215,13 +216,13 @@ final class Checkpoint {
     /// its new place, until no more change, and then they are written.
     private func writeBitmaps() throws(PoolError) {
         var places: [BitmapPlace: UInt64] = [:]
-        let topLevel = MetadataWriter.streamLevel(pages: core.space.regionLimit)
+        let topLevel = next.allocationLevel
         while true {
             let wanted = core.monitor.withLock { bitmapPages(topLevel) }.filter { places[$0] == nil }
             if wanted.isEmpty { break }
             for place in wanted.sorted() {
                 places[place] = isEmptyRegion(place) ? 0 : try writer.allocate()
-                let old = try oldBitmapPointer(place, topLevel)
+                let old = try oldBitmapPointer(place)
                 if !old.isNull { try writer.free(old.block) }
             }
         }
@@ -232,7 +233,7 @@ final class Checkpoint {
                 regionPointers[place.index] = .null
                 continue
             }
-            let (page, count) = try bitmapContent(place, topLevel, written)
+            let (page, count) = try bitmapContent(place, written)
             try writer.write(page, to: places[place]!)
             let digest = PageDigest(of: page.bytes, key: core.digestKey)
             written[place] = NodePointer(block: places[place]!, birth: count, digest: digest)
@@ -252,6 +253,10 @@ final class Checkpoint {
 
     private func bitmapPages(_ topLevel: Int) -> Set<BitmapPlace> {
         var pages: Set<BitmapPlace> = []
+        // A pool that has grown may need a taller tree: the old root becomes the first page of its level.
+        if topLevel > core.superblock.allocationLevel {
+            for level in 0...topLevel { pages.insert(BitmapPlace(level: level, index: 0)) }
+        }
         for region in core.space.dirtyRegions {
             for level in 0...topLevel { pages.insert(BitmapPlace(level: level, index: region >> (7 * level))) }
         }
@@ -268,9 +273,10 @@ final class Checkpoint {
         }
     }
 
-    private func oldBitmapPointer(_ place: BitmapPlace, _ topLevel: Int) throws(PoolError) -> NodePointer {
+    private func oldBitmapPointer(_ place: BitmapPlace) throws(PoolError) -> NodePointer {
+        var level = core.superblock.allocationLevel
+        guard place.level <= level, place.index >> (7 * (level - place.level)) == 0 else { return .null }
         var pointer = core.superblock.allocationRoot
-        var level = topLevel
         while level > place.level, !pointer.isNull {
             let page = try writer.load(pointer)
             level -= 1
@@ -281,7 +287,7 @@ final class Checkpoint {
 
     /// A page's new content, and what its parent keeps beside the reference.
     private func bitmapContent(
-        _ place: BitmapPlace, _ topLevel: Int, _ written: [BitmapPlace: NodePointer]
+        _ place: BitmapPlace, _ written: [BitmapPlace: NodePointer]
     ) throws(PoolError) -> (Page, UInt64) {
         if place.level == 0 {
             return try core.monitor.withLock { () throws(PoolError) in
@@ -292,7 +298,7 @@ final class Checkpoint {
                 return (page, UInt64(region.durableCount) | UInt64(region.kind.rawValue) << 56)
             }
         }
-        let old = try oldBitmapPointer(place, topLevel)
+        let old = try oldBitmapPointer(place)
         let page = old.isNull ? Page() : Page(copying: try writer.load(old))
         for index in 0..<Int(Format.fanOut) {
             let child = BitmapPlace(level: place.level - 1, index: place.index << 7 | index)

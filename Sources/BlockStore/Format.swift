@@ -146,6 +146,12 @@ struct Superblock: Equatable, Sendable {
     var catalogBytes: UInt64 = 0
     var createdAt: UInt64 = 0
 
+    /// Levels of pages above the bitmap pages.
+    var allocationLevel: Int { MetadataWriter.streamLevel(pages: Int(totalBlocks / regionBlocks)) }
+
+    /// Whether this is a pool's superblock of the generation before `other`.
+    func isBefore(_ other: Superblock) -> Bool { poolID == other.poolID && generation + 1 == other.generation }
+
     static func == (left: Superblock, right: Superblock) -> Bool { left.encoded() == right.encoded() }
 
     func encoded() -> [UInt8] {

@@ -43,6 +43,7 @@ enum JournalRecord: Equatable {
     case clone(VolumeSeed, origin: CloneOrigin)
     /// The snapshot keeps the heads; they then become what the members of `target` are.
     case revert(SnapshotSeed, target: SnapshotID)
+    case growPool(totalBlocks: UInt64)
 
     enum Kind: UInt8 {
         case map = 1
@@ -55,6 +56,7 @@ enum JournalRecord: Equatable {
         case setAttributes = 8
         case clone = 9
         case revert = 10
+        case growPool = 20
     }
 
     /// Appends the record: kind, three bytes of zeros, length of the body, body, zeros up to a multiple of 8.
@@ -116,6 +118,9 @@ enum JournalRecord: Equatable {
             Self.put(seed, &body)
             body.put(target.value)
             return .revert
+        case .growPool(let totalBlocks):
+            body.put(totalBlocks)
+            return .growPool
         }
     }
 
@@ -194,6 +199,8 @@ enum JournalRecord: Equatable {
         case .revert:
             let seed = try snapshotSeed(&reader)
             return .revert(seed, target: SnapshotID(try reader.getID()))
+        case .growPool:
+            return .growPool(totalBlocks: try reader.get())
         }
     }
 

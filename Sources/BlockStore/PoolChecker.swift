@@ -73,8 +73,7 @@ struct PoolWalk {
             checkDataset(dataset)
         }
         checkStreams()
-        checkBitmapPages(
-            core.superblock.allocationRoot, level: MetadataWriter.streamLevel(pages: core.space.regionLimit))
+        checkBitmapPages(core.superblock.allocationRoot, level: core.superblock.allocationLevel)
         let durable = Set(owners.keys)
         checkOverlay()
         checkSpace(durable: durable)

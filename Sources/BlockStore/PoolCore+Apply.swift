@@ -27,6 +27,8 @@ extension PoolCore {
             applyCreate(seed, origin: origin, from: try member(of: origin.snapshot, origin.volume))
         case .revert(let seed, let target):
             try applyRevert(seed, to: try snapshot(target))
+        case .growPool(let totalBlocks):
+            try applyGrow(totalBlocks)
         }
     }
 

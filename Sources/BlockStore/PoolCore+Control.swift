@@ -104,7 +104,7 @@ extension PoolCore {
         return monitor.withLock {
             let blockBytes = UInt64(Format.blockBytes)
             var result = statistics
-            result.sizeBytes = superblock.totalBlocks * blockBytes
+            result.sizeBytes = totalBlocks * blockBytes
             result.usedBytes = space.busyBlocks * blockBytes
             result.freeBytes = space.dataFree * blockBytes
             if let available { result.freeBytes = min(result.freeBytes, available) }

@@ -53,7 +53,7 @@ extension PoolCore {
         defer { places.deallocate() }
         let (root, phase) = try beginRead(source, first: first, places)
         defer { exitRead(phase) }
-        try lookUpRest(root, first: first, places)
+        try lookUpRest(root, source, first: first, places)
         var index = 0
         while index < count {
             var run = 1
@@ -68,7 +68,7 @@ extension PoolCore {
             if start == 0 {
                 bytes.initializeMemory(as: UInt8.self, repeating: 0)
             } else {
-                try readRun(start, bytes, first: first + UInt64(index), places, index)
+                try readRun(start, source, bytes, first: first + UInt64(index), places, index)
             }
             index += run
         }
@@ -101,7 +101,7 @@ extension PoolCore {
     }
 
     private func lookUpRest(
-        _ root: NodePointer, first: UInt64, _ places: UnsafeMutableBufferPointer<Place>
+        _ root: NodePointer, _ source: Source, first: UInt64, _ places: UnsafeMutableBufferPointer<Place>
     ) throws(BlockError) {
         guard !root.isNull else { return }
         var leafIndex = UInt64.max
@@ -114,6 +114,7 @@ extension PoolCore {
                     page = try leaf(root: root, block: block)
                 } catch {
                     checksumErrors.add(1, ordering: .relaxed)
+                    noteDamage(source, block: block, physical: nil)
                     throw .medium(offset: block * Self.blockBytes)
                 }
             }
@@ -124,7 +125,7 @@ extension PoolCore {
     }
 
     private func readRun(
-        _ physical: UInt64, _ bytes: UnsafeMutableRawBufferPointer, first: UInt64,
+        _ physical: UInt64, _ source: Source, _ bytes: UnsafeMutableRawBufferPointer, first: UInt64,
         _ places: UnsafeMutableBufferPointer<Place>, _ index: Int
     ) throws(BlockError) {
         do {
@@ -139,6 +140,7 @@ extension PoolCore {
                 // Wrong data never leaves, not even in the part of the buffer that the caller should ignore.
                 bytes.initializeMemory(as: UInt8.self, repeating: 0)
                 checksumErrors.add(1, ordering: .relaxed)
+                noteDamage(source, block: first + UInt64(block), physical: physical + UInt64(block))
                 throw .medium(offset: (first + UInt64(block)) * Self.blockBytes)
             }
         }
@@ -162,7 +164,7 @@ extension PoolCore {
             defer { places.deallocate() }
             let (root, phase) = try beginRead(source, first: block, places)
             defer { exitRead(phase) }
-            try lookUpRest(root, first: block, places)
+            try lookUpRest(root, source, first: block, places)
             for index in 0..<step {
                 let mapped = places[index].block != 0
                 if isMapped == nil { isMapped = mapped }

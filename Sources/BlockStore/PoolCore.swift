@@ -48,6 +48,8 @@ final class PoolCore: @unchecked Sendable {
 
     /// The last durable superblock.
     var superblock: Superblock
+    /// The pool's size now; the superblock's is that of the last checkpoint.
+    var totalBlocks: UInt64
     var epoch: UInt64
     var nextDataset: UInt64
     var nextVolume: UInt32
@@ -94,6 +96,8 @@ final class PoolCore: @unchecked Sendable {
 
     // State.
     var failure: String?
+    /// What came back from the disk wrong.
+    var damage = DamageLedger()
     var isClosed = false
     var isFull = false
     var isCheckpointRequested = false
@@ -110,6 +114,7 @@ final class PoolCore: @unchecked Sendable {
         self.file = file
         self.options = options
         self.superblock = superblock
+        totalBlocks = superblock.totalBlocks
         let cache = PageCache(limitBytes: options.cacheBytes)
         let key = superblock.digestKey
         self.cache = cache

@@ -69,14 +69,21 @@ extension PoolCore {
 
     // MARK: Superblock
 
-    private static func place(ofCopy copy: Int) -> UInt64 {
+    static func place(ofCopy copy: Int) -> UInt64 {
         UInt64(copy) * Format.superblockStride * UInt64(Format.blockBytes)
     }
 
-    private static func readBlock(_ file: any StorageFile, at offset: UInt64) throws(StorageError) -> [UInt8] {
-        var bytes = [UInt8](repeating: 0, count: Format.blockBytes)
-        try bytes.withMutableRawBytes { raw throws(StorageError) in try file.read(at: offset, into: raw) }
-        return bytes
+    static func readBlock(
+        _ file: any StorageFile, at offset: UInt64, uncached: Bool = false
+    ) throws(StorageError) -> [UInt8] {
+        guard uncached else {
+            var bytes = [UInt8](repeating: 0, count: Format.blockBytes)
+            try bytes.withMutableRawBytes { raw throws(StorageError) in try file.read(at: offset, into: raw) }
+            return bytes
+        }
+        let page = Page()
+        try file.readUncached(at: offset, into: page.mutableBytes)
+        return Array(page.bytes)
     }
 
     static func readSuperblock(_ file: any StorageFile, path: String) throws(PoolError) -> Superblock {
@@ -108,6 +115,10 @@ extension PoolCore {
         guard file.sizeBytes >= blocks * UInt64(Format.blockBytes) else {
             throw .damaged("\(path) is cut off: it ends within the journal")
         }
+        let needed = newest.totalBlocks * UInt64(Format.blockBytes)
+        guard file.canGrow || file.sizeBytes >= needed else {
+            throw .damaged("the device \(path) has \(file.sizeBytes) bytes and the pool on it needs \(needed)")
+        }
         return newest
     }
 
@@ -130,7 +141,7 @@ extension PoolCore {
     // MARK: Checkpoint
 
     private func restoreRegions() throws(PoolError) {
-        let topLevel = MetadataWriter.streamLevel(pages: space.regionLimit)
+        let topLevel = superblock.allocationLevel
         func visit(_ pointer: NodePointer, _ level: Int, _ index: Int) throws(PoolError) {
             guard !pointer.isNull else { return }
             if level == 0 {
@@ -232,38 +243,46 @@ extension PoolCore {
                 + "(batch \(later) follows it); only a read-only opening is possible")
     }
 
-    private func readRing(at position: UInt64, count: Int) throws(StorageError) -> [UInt8] {
+    private func readRing(at position: UInt64, count: Int, uncached: Bool) throws(StorageError) -> [UInt8] {
         let ring = superblock.journalBytes
         let base = Format.journalBlock * UInt64(Format.blockBytes)
         let place = position % ring
         let first = Int(min(UInt64(count), ring - place))
-        var bytes = [UInt8](repeating: 0, count: count)
-        try bytes.withMutableRawBytes { raw throws(StorageError) in
-            try file.read(at: base + place, into: UnsafeMutableRawBufferPointer(rebasing: raw[..<first]))
-            guard first < count else { return }
-            try file.read(at: base, into: UnsafeMutableRawBufferPointer(rebasing: raw[first...]))
-        }
-        return bytes
+        let raw = UnsafeMutableRawBufferPointer.allocate(byteCount: count, alignment: Format.blockBytes)
+        defer { raw.deallocate() }
+        try readFile(at: base + place, into: .init(rebasing: raw[..<first]), uncached: uncached)
+        if first < count { try readFile(at: base, into: .init(rebasing: raw[first...]), uncached: uncached) }
+        return Array(raw)
+    }
+
+    private func readFile(
+        at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer, uncached: Bool
+    ) throws(StorageError) {
+        if uncached { try file.readUncached(at: offset, into: buffer) } else { try file.read(at: offset, into: buffer) }
     }
 
     /// The batch that begins at `point` and continues its chain; nil when there is none.
-    private func readBatch(at point: JournalPoint) throws(PoolError) -> (BatchHeader, [UInt8], UInt32)? {
-        guard let found = try wholeBatch(at: point.position), found.0.sequence == point.sequence,
+    func readBatch(
+        at point: JournalPoint, uncached: Bool = false
+    ) throws(PoolError) -> (BatchHeader, [UInt8], UInt32)? {
+        guard let found = try wholeBatch(at: point.position, uncached: uncached), found.0.sequence == point.sequence,
             found.0.previous == point.chain
         else { return nil }
         return found
     }
 
     /// The batch of this pool at a place of the ring, if it is whole.
-    private func wholeBatch(at position: UInt64) throws(PoolError) -> (BatchHeader, [UInt8], UInt32)? {
+    private func wholeBatch(
+        at position: UInt64, uncached: Bool = false
+    ) throws(PoolError) -> (BatchHeader, [UInt8], UInt32)? {
         do {
-            let head = try readRing(at: position, count: Format.blockBytes)
+            let head = try readRing(at: position, count: Format.blockBytes, uncached: uncached)
             guard let (header, crc) = BatchHeader.decode(head), header.poolTag == superblock.poolID.low else {
                 return nil
             }
             let count = BatchHeader.batchBytes(payloadBytes: Int(header.payloadBytes))
             guard UInt64(count) <= superblock.journalBytes else { return nil }
-            let batch = try readRing(at: position, count: count)
+            let batch = try readRing(at: position, count: count, uncached: uncached)
             return BatchHeader.verify(batch, crc: crc) || hasBug(.tornBatchAccepted) ? (header, batch, crc) : nil
         } catch {
             throw .io(operation: "reading the journal", errno: error.errno)

@@ -42,7 +42,7 @@ final class SpaceMap {
 
     let regionBlocks: UInt64
     /// As many regions as the pool may have; `regions` holds those that were ever used.
-    let regionLimit: Int
+    private(set) var regionLimit: Int
     private(set) var regions: [Region] = []
     private(set) var busyBlocks: UInt64 = 0
     /// Blocks of metadata regions that can be handed out.
@@ -80,6 +80,13 @@ final class SpaceMap {
         busyBlocks += UInt64(count)
         dataFree -= UInt64(count)
         setKind(kind, of: index)
+    }
+
+    /// The pool has grown.
+    func raiseLimit(toRegions limit: Int) {
+        guard limit > regionLimit else { return }
+        dataFree += UInt64(limit - regionLimit) * regionBlocks
+        regionLimit = limit
     }
 
     private func extend(to index: Int) {

@@ -50,3 +50,5 @@ int clinux_file_occupied(int fd, uint64_t *bytes) {
     *bytes = (uint64_t)status.st_blocks * 512;
     return 0;
 }
+
+int clinux_o_direct(void) { return O_DIRECT; }

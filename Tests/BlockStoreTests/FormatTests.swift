@@ -81,6 +81,7 @@ struct FormatTests {
         #expect(encode(.deleteVolume(volume: 9)) == "05000000" + "04000000" + "09000000" + "00000000")
         #expect(
             encode(.deleteSnapshot(snapshot)) == "07000000" + "10000000" + "0807060504030201" + "100f0e0d0c0b0a09")
+        #expect(encode(.growPool(totalBlocks: 0x0405)) == "14000000" + "08000000" + "0504000000000000")
         let seed = SnapshotSeed(
             id: snapshot, name: "ab", createdAt: 5, kind: .user, members: [.init(volume: 1, dataset: 2)],
             attributes: [7])
@@ -103,7 +104,7 @@ struct FormatTests {
             .unmap(volume: 1, block: 0, count: 1 << 34), .createVolume(made),
             .resizeVolume(volume: 1, sizeBytes: 1 << 46), .deleteVolume(volume: 8), .snapshot(taken),
             .deleteSnapshot(snapshot), .setAttributes(snapshot, [1, 2]), .clone(made, origin: origin),
-            .revert(taken, target: snapshot),
+            .revert(taken, target: snapshot), .growPool(totalBlocks: 1 << 39),
         ]
         var writer = ByteWriter()
         for record in records { record.encode(into: &writer) }

@@ -13,5 +13,7 @@ int clinux_file_lock(int fd, int exclusive);
 int clinux_file_size(int fd, uint64_t *size, int *is_block_device);
 /// Bytes that unprivileged writers can still allocate in the file system that holds the file.
 int clinux_file_system_free(int fd, uint64_t *free_bytes);
+/// The flag O_DIRECT of open(2), which Swift's import of Glibc lacks.
+int clinux_o_direct(void);
 /// Bytes of storage that the file occupies.
 int clinux_file_occupied(int fd, uint64_t *bytes);
