@@ -31,6 +31,7 @@ let package = Package(
         .executable(name: "stillpoint-plugin-filesystem", targets: ["stillpoint-plugin-filesystem"]),
         .executable(name: "stillpoint-plugin-postgresql", targets: ["stillpoint-plugin-postgresql"]),
         .executable(name: "stillpoint-plugin-hook", targets: ["stillpoint-plugin-hook"]),
+        .executable(name: "stillpoint-plugin-libvirt", targets: ["stillpoint-plugin-libvirt"]),
         .library(name: "BlockIO", targets: ["BlockIO"]),
         .library(name: "BlockStore", targets: ["BlockStore"]),
         .library(name: "ISCSI", targets: ["ISCSI"]),
@@ -52,6 +53,9 @@ let package = Package(
     targets: [
         .target(name: "CLinux", swiftSettings: strict),
         .systemLibrary(name: "CLibPQ", pkgConfig: "libpq", providers: [.apt(["libpq-dev"])]),
+        .systemLibrary(name: "CLibvirt", pkgConfig: "libvirt", providers: [.apt(["libvirt-dev"])]),
+        .systemLibrary(name: "CLibXML2", pkgConfig: "libxml-2.0", providers: [.apt(["libxml2-dev"])]),
+        .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
 
         // The data plane: no Foundation, no GRDB, no HTTP.
         .target(name: "BlockIO", dependencies: ["CLinux"], swiftSettings: strict),
@@ -129,6 +133,7 @@ let package = Package(
         plugin("filesystem"),
         plugin("postgresql", ["CLibPQ"]),
         plugin("hook"),
+        plugin("libvirt", ["CLibvirt", "CLibXML2", "CZlib"]),
 
         // A simulated disk and a seeded generator, for the tests of the store.
         .target(name: "Simulation", dependencies: ["BlockIO"], path: "Tests/Simulation", swiftSettings: strict),
@@ -146,7 +151,7 @@ let package = Package(
             name: "PluginsTests",
             dependencies: [
                 "PluginKit", "CLinux", "stillpoint-plugin-filesystem", "stillpoint-plugin-postgresql",
-                "stillpoint-plugin-hook",
+                "stillpoint-plugin-hook", "stillpoint-plugin-libvirt",
             ],
             swiftSettings: strict),
         .testTarget(

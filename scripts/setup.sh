@@ -8,7 +8,7 @@ guests="libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils qemu-bl
         cpio lz4 gcc libc6-dev"
 
 declare -A packages=(
-    [build]="git make pkg-config libc6-dev libpq-dev libsqlite3-dev"
+    [build]="git make pkg-config libc6-dev libpq-dev libsqlite3-dev libvirt-dev libxml2-dev zlib1g-dev"
     [demo]="postgresql-15 postgresql-client-15 qemu-utils qemu-system-common qemu-block-extra libnbd-bin fuse3 \
             e2fsprogs util-linux procps psmisc python3"
     [test]="postgresql-15 postgresql-client-15 qemu-utils qemu-system-common qemu-block-extra libnbd-bin fuse3 \

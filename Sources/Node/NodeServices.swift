@@ -88,7 +88,8 @@ struct Sagas: Sendable {
 
     init(inventory: Inventory, agents: AgentRegistry, catalog: Catalog, logger: Logger) {
         let effects = SagaEffects(
-            pool: PoolAdapter(pool: inventory.pool), agents: AgentAdapter(registry: agents),
+            pool: PoolAdapter(pool: inventory.pool),
+            agents: AgentAdapter(registry: agents, targets: inventory.registry),
             journal: CatalogJournal(catalog: catalog), guarding: TargetAdapter(registry: inventory.registry),
             blocking: inventory.blocking, reservations: inventory.reservations, logger: logger)
         snapshots = SnapshotSagaDriver(effects: effects)

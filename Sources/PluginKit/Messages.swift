@@ -48,6 +48,39 @@ public struct PluginDevice: Codable, Sendable, Hashable {
     }
 }
 
+/// A volume of the storage node, whether or not this host has it as a device.
+public struct PluginVolume: Codable, Sendable, Hashable {
+    /// One way to reach it over iSCSI.
+    public struct Export: Codable, Sendable, Hashable {
+        /// The target's iSCSI name.
+        public var target: String
+        public var lun: Int
+
+        public init(target: String, lun: Int) {
+            self.target = target
+            self.lun = lun
+        }
+    }
+
+    public var name: String
+    /// 32 hexadecimal digits, lower case.
+    public var naa: String
+    public var exports: [Export]
+
+    public init(name: String, naa: String, exports: [Export]) {
+        self.name = name
+        self.naa = naa
+        self.exports = exports
+    }
+}
+
+/// How much a quiesce makes of the data beneath it.
+public enum PluginLevel: String, Codable, Sendable, CaseIterable {
+    case crash
+    case fileSystem
+    case application
+}
+
 /// Something a plug-in can bring to rest.
 public struct PluginResource: Codable, Sendable, Hashable {
     /// Unique within its plug-in on its host, and stable.
@@ -59,8 +92,15 @@ public struct PluginResource: Codable, Sendable, Hashable {
     public var volumes: [String]
     /// What the plug-in wants back in later requests, and what higher layers may look at.
     public var details: [String: String]
+    /// What its quiesce makes of the data on its volumes, where its layer alone does not say: of a machine whose file
+    /// systems are frozen from within, for one. The volume is no better than this; nil leaves that to the others.
+    public var level: PluginLevel?
 
-    public init(id: String, label: String, layer: PluginLayer, volumes: [String], details: [String: String] = [:]) {
+    public init(
+        id: String, label: String, layer: PluginLayer, volumes: [String], details: [String: String] = [:],
+        level: PluginLevel? = nil
+    ) {
+        self.level = level
         self.id = id
         self.label = label
         self.layer = layer
@@ -95,11 +135,18 @@ public struct DiscoverParameters: Codable, Sendable {
     public var resources: [PluginResource]
     /// The plug-in's own section of the agent's configuration.
     public var config: JSONValue?
+    /// All volumes that are asked about, with the targets they are exported by: for what reaches them past the
+    /// kernel. Nil from an agent that does not know.
+    public var volumes: [PluginVolume]?
 
-    public init(devices: [PluginDevice], resources: [PluginResource] = [], config: JSONValue? = nil) {
+    public init(
+        devices: [PluginDevice], resources: [PluginResource] = [], config: JSONValue? = nil,
+        volumes: [PluginVolume]? = nil
+    ) {
         self.devices = devices
         self.resources = resources
         self.config = config
+        self.volumes = volumes
     }
 }
 
@@ -163,11 +210,15 @@ public struct QuiesceParameters: Codable, Sendable {
     public var config: JSONValue?
     public var stateDirectory: String
     public var protectedPaths: [String]?
+    /// True where the snapshot's policy allows a lower level: then a plug-in may hold a resource in a lesser way, or
+    /// not at all, and says so at the release.
+    public var allowsLower: Bool?
 
     public init(
         holdID: String, resources: [PluginResource], leaseSeconds: Double, config: JSONValue? = nil,
-        stateDirectory: String, protectedPaths: [String]? = nil
+        stateDirectory: String, protectedPaths: [String]? = nil, allowsLower: Bool? = nil
     ) {
+        self.allowsLower = allowsLower
         self.holdID = holdID
         self.resources = resources
         self.leaseSeconds = leaseSeconds
@@ -236,6 +287,8 @@ public struct UnquiesceResult: Codable, Sendable, Equatable {
         public var failure: String?
         /// What a restore of the snapshot may need, e.g. PostgreSQL's `backup_label`.
         public var artifacts: [String: String]?
+        /// What the quiesce made of the data, where that is less than the resource's `level`.
+        public var level: PluginLevel?
         /// True when it could not be released. `PluginMain` then answers with the error `notReleased`, so that the
         /// agent has it recovered.
         public var mayBeQuiesced: Bool?

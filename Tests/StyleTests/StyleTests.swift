@@ -9,7 +9,7 @@ struct StyleTests {
 
     /// What each room may import of ours. A room that is not listed may import nothing of ours.
     static let allowedImports: [String: Set<String>] = [
-        "CLinux": [], "CLibPQ": [],
+        "CLinux": [], "CLibPQ": [], "CLibvirt": [], "CLibXML2": [], "CZlib": [],
         "BlockIO": ["CLinux"],
         "BlockStore": ["BlockIO", "CLinux"],
         "SCSI": ["BlockIO"],
@@ -24,10 +24,11 @@ struct StyleTests {
         "plugins/filesystem": ["PluginKit", "CLinux"],
         "plugins/postgresql": ["PluginKit", "CLinux", "CLibPQ"],
         "plugins/hook": ["PluginKit", "CLinux"],
+        "plugins/libvirt": ["PluginKit", "CLinux", "CLibvirt", "CLibXML2", "CZlib"],
     ]
     static let ours: Set<String> = [
-        "CLinux", "CLibPQ", "BlockIO", "BlockStore", "SCSI", "ISCSI", "Protection", "Catalog", "API", "PluginKit",
-        "Node",
+        "CLinux", "CLibPQ", "CLibvirt", "CLibXML2", "CZlib", "BlockIO", "BlockStore", "SCSI", "ISCSI", "Protection",
+        "Catalog", "API", "PluginKit", "Node",
     ]
     static let dataPlane: Set<String> = ["BlockIO", "BlockStore", "SCSI", "ISCSI"]
     static let bannedInDataPlane: Set<String> = [

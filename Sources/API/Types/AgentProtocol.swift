@@ -84,10 +84,26 @@ public struct VolumeReference: Codable, Sendable, Equatable {
     public var name: String
     /// 32 hexadecimal digits, lower case.
     public var naa: String
+    /// The targets that the node exports it by: for initiators that the host's kernel knows nothing of, such as
+    /// QEMU's own. Nil where they are not known.
+    public var exports: [ExportReference]?
 
-    public init(name: String, naa: String) {
+    public init(name: String, naa: String, exports: [ExportReference]? = nil) {
         self.name = name
         self.naa = naa
+        self.exports = exports
+    }
+}
+
+/// A logical unit of a target.
+public struct ExportReference: Codable, Sendable, Equatable {
+    /// The target's iSCSI name.
+    public var target: String
+    public var lun: Int
+
+    public init(target: String, lun: Int) {
+        self.target = target
+        self.lun = lun
     }
 }
 

@@ -77,7 +77,8 @@ extension RouteTable {
             ) { request in
                 let volumes = try await services.inventory.contents().volumes
                 let references = volumes.map { VolumeReference(name: $0.name, naa: $0.naa.description) }
-                return try .value(try await agents.agent(try request.parameter("name"), volumes: references))
+                let located = services.inventory.registry.located(references)
+                return try .value(try await agents.agent(try request.parameter("name"), volumes: located))
             },
             Route(
                 method: .delete, path: "/v1/agents/{name}", operation: "removeAgent",

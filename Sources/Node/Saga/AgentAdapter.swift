@@ -1,14 +1,18 @@
 import API
+import ISCSI
 
 /// The enrolled agents as the sagas see them.
 struct AgentAdapter: AgentCalling {
     let registry: AgentRegistry
+    let targets: TargetRegistry
 
     func names() async throws -> [String] { try await registry.names() }
 
     func discover(_ agent: String, _ request: DiscoverRequest, timeoutSeconds: Double) async throws -> DiscoverResponse
     {
-        try await registry.client(agent).discover(request, timeoutSeconds: timeoutSeconds)
+        var request = request
+        request.volumes = targets.located(request.volumes)
+        return try await registry.client(agent).discover(request, timeoutSeconds: timeoutSeconds)
     }
 
     func preflight(
@@ -39,12 +43,16 @@ struct AgentAdapter: AgentCalling {
     func prepareRestore(
         _ agent: String, _ request: RestoreRequest, timeoutSeconds: Double
     ) async throws -> RestoreResponse {
-        try await registry.client(agent).prepareRestore(request, timeoutSeconds: timeoutSeconds)
+        var request = request
+        request.volumes = targets.located(request.volumes)
+        return try await registry.client(agent).prepareRestore(request, timeoutSeconds: timeoutSeconds)
     }
 
     func finishRestore(
         _ agent: String, _ request: RestoreRequest, timeoutSeconds: Double
     ) async throws -> RestoreResponse {
-        try await registry.client(agent).finishRestore(request, timeoutSeconds: timeoutSeconds)
+        var request = request
+        request.volumes = targets.located(request.volumes)
+        return try await registry.client(agent).finishRestore(request, timeoutSeconds: timeoutSeconds)
     }
 }

@@ -84,13 +84,6 @@ struct Discovery {
     }
 }
 
-extension BlockTopology {
-    /// What a volume that is itself a multipath or a partition stands on belongs to it.
-    func leavesOf(_ devices: Set<DeviceNumber>) -> Set<DeviceNumber> {
-        devices.reduce(into: []) { $0.formUnion(leaves($1)) }
-    }
-}
-
 /// What tells a file system from another that got its number after it.
 struct FileSystemIdentity {
     var fsid: String

@@ -84,12 +84,6 @@ struct Cluster: Sendable, Equatable {
     }
 }
 
-extension StringProtocol {
-    var trimmedOfSpace: String {
-        String(drop { $0.isWhitespace }.reversed().drop { $0.isWhitespace }.reversed())
-    }
-}
-
 /// Which file systems, and through them which volumes, a cluster lies on.
 struct Placement {
     var volumes: Set<String> = []

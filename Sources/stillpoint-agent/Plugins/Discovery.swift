@@ -21,6 +21,7 @@ struct Discovery: Sendable {
         var warnings = finding.warnings + (await catalog.problems())
         let wanted = Set(request.volumes.map(\.name))
         let pluginDevices = finding.devices.map { PluginDevice(volume: $0.volume, naa: $0.naa, path: $0.path) }
+        let pluginVolumes = request.volumes.map(PluginVolume.init)
         let plugins = await catalog.plugins()
         var found: [PluginResource] = []
         var resources: [ResourceInfo] = []
@@ -30,7 +31,7 @@ struct Discovery: Sendable {
                 for plugin in plugins where plugin.layer == layer {
                     group.addTask {
                         let parameters = DiscoverParameters(
-                            devices: pluginDevices, resources: lower, config: plugin.config)
+                            devices: pluginDevices, resources: lower, config: plugin.config, volumes: pluginVolumes)
                         return (plugin.name, await ask(plugin, .discover, parameters, Self.timeoutSeconds))
                     }
                 }

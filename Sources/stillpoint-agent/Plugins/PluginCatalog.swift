@@ -126,6 +126,14 @@ extension ProtectionLayer {
     }
 }
 
+extension PluginVolume {
+    init(_ volume: VolumeReference) {
+        self.init(
+            name: volume.name, naa: volume.naa.lowercased(),
+            exports: (volume.exports ?? []).map { Export(target: $0.target, lun: $0.lun) })
+    }
+}
+
 extension PluginResource {
     init(_ resource: ResourceInfo) {
         let layer: PluginLayer =

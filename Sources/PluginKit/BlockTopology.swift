@@ -1,10 +1,11 @@
 import Glibc
-import PluginKit
 
 /// How block devices stand on one another: partitions, device-mapper, MD and LVM, as sysfs shows it.
-struct BlockTopology {
+public struct BlockTopology: Sendable {
     /// `/sys`, or a made-up one in tests.
-    var sysfs = "/sys"
+    public var sysfs: String
+
+    public init(sysfs: String = "/sys") { self.sysfs = sysfs }
 
     private func directory(_ device: DeviceNumber) -> String { "\(sysfs)/dev/block/\(device)" }
 
@@ -12,12 +13,12 @@ struct BlockTopology {
         readText("\(path)/dev").flatMap { DeviceNumber($0.trimmedOfSpace) }
     }
 
-    func name(_ device: DeviceNumber) -> String {
+    public func name(_ device: DeviceNumber) -> String {
         resolvedPath(directory(device)).map { "/dev/\($0.split(separator: "/").last ?? "")" } ?? "\(device)"
     }
 
     /// The device and everything that stands on it.
-    func above(_ device: DeviceNumber) -> Set<DeviceNumber> {
+    public func above(_ device: DeviceNumber) -> Set<DeviceNumber> {
         var found: Set = [device]
         var open = [device]
         while let next = open.popLast() {
@@ -33,7 +34,7 @@ struct BlockTopology {
     }
 
     /// The devices at the bottom that the device stands on; itself when it stands on none.
-    func leaves(_ device: DeviceNumber) -> Set<DeviceNumber> {
+    public func leaves(_ device: DeviceNumber) -> Set<DeviceNumber> {
         var leaves: Set<DeviceNumber> = []
         var seen: Set = [device]
         var open = [device]
@@ -51,13 +52,18 @@ struct BlockTopology {
         return leaves
     }
 
+    /// What a volume that is itself a multipath or a partition stands on belongs to it.
+    public func leavesOf(_ devices: Set<DeviceNumber>) -> Set<DeviceNumber> {
+        devices.reduce(into: []) { $0.formUnion(leaves($1)) }
+    }
+
     /// The number of the partition, and nil for a device that is none.
-    func partition(_ device: DeviceNumber) -> Int? {
+    public func partition(_ device: DeviceNumber) -> Int? {
         readText("\(directory(device))/partition").flatMap { Int($0.trimmedOfSpace) }
     }
 
     /// The device's path of a disk's partition.
-    func partitionPath(disk: DeviceNumber, partition: Int) -> String? {
+    public func partitionPath(disk: DeviceNumber, partition: Int) -> String? {
         let base = directory(disk)
         return directoryEntries(base).first {
             readText("\(base)/\($0)/partition").map { $0.trimmedOfSpace } == "\(partition)"
@@ -65,7 +71,7 @@ struct BlockTopology {
     }
 
     /// The devices of the btrfs that a device belongs to, and its UUID.
-    func btrfs(_ device: DeviceNumber) -> (uuid: String, devices: Set<DeviceNumber>)? {
+    public func btrfs(_ device: DeviceNumber) -> (uuid: String, devices: Set<DeviceNumber>)? {
         for uuid in directoryEntries("\(sysfs)/fs/btrfs") where uuid.utf8.count == 36 {
             let base = "\(sysfs)/fs/btrfs/\(uuid)/devices"
             let devices = Set(directoryEntries(base).compactMap { number("\(base)/\($0)") })
@@ -74,14 +80,15 @@ struct BlockTopology {
         return nil
     }
 
-    static func number(ofPath path: String) -> DeviceNumber? {
+    public static func number(ofPath path: String) -> DeviceNumber? {
         guard let status = fileStatus(path), status.st_mode & S_IFMT == S_IFBLK else { return nil }
         return DeviceNumber(UInt64(status.st_rdev))
     }
 }
 
-extension String {
-    var trimmedOfSpace: String {
+extension StringProtocol {
+    /// Without white space at both ends.
+    public var trimmedOfSpace: String {
         String(drop { $0.isWhitespace }.reversed().drop { $0.isWhitespace }.reversed())
     }
 }

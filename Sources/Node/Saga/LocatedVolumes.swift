@@ -1,0 +1,19 @@
+import API
+import ISCSI
+import SCSI
+
+extension TargetRegistry {
+    /// Volumes with the targets that export them, so that agents find those also that are reached past the kernel.
+    func located(_ volumes: [VolumeReference]) -> [VolumeReference] {
+        var exports: [String: [ExportReference]] = [:]
+        for target in targets() {
+            for lun in target.luns {
+                exports[lun.identity.naa.lowercased(), default: []]
+                    .append(ExportReference(target: target.iqn, lun: lun.lun))
+            }
+        }
+        return volumes.map { volume in
+            VolumeReference(name: volume.name, naa: volume.naa, exports: exports[volume.naa.lowercased()] ?? [])
+        }
+    }
+}

@@ -1,0 +1,56 @@
+import Foundation
+import PluginKit
+
+/// What an image file stands on, asked of the program that knows all formats.
+enum BackingChain {
+    private struct Image: Decodable {
+        var filename: String
+        var format: String
+
+        enum CodingKeys: String, CodingKey {
+            case filename
+            case format
+        }
+    }
+
+    private static let program = "/usr/bin/qemu-img"
+    private static let limitSeconds = 5.0
+    /// Of what `qemu-img info` says about a chain; it has about 1 KiB for each image.
+    private static let outputBytes = 256 << 10
+
+    /// The images below the given one, nearest first.
+    static func read(_ path: String) -> Result<[DiskSource], PluginFailure> {
+        do throws(PluginFailure) {
+            return .success(try images(path).dropFirst().map { source($0.filename) })
+        } catch {
+            return .failure(error)
+        }
+    }
+
+    private static func images(_ path: String) throws(PluginFailure) -> [Image] {
+        guard access(program, X_OK) == 0 else {
+            throw PluginFailure(
+                .operatingSystem, "what \(path) stands on is not known: there is no \(program)",
+                hint: "Install qemu-utils")
+        }
+        // -U: the image of a running guest is locked by it.
+        var command = Command(
+            [program, "info", "-U", "--backing-chain", "--output=json", "--", path], timeoutSeconds: limitSeconds)
+        command.diesWithUs = true
+        command.keptOutputBytes = outputBytes
+        let outcome = try command.run()
+        guard outcome.isSuccess, let images = try? JSONDecoder().decode([Image].self, from: Data(outcome.output.utf8))
+        else {
+            throw PluginFailure(
+                .operatingSystem, "what \(path) stands on is not known: qemu-img \(outcome.explanation)")
+        }
+        return images
+    }
+
+    private static func source(_ name: String) -> DiskSource {
+        if name.hasPrefix("/") {
+            return BlockTopology.number(ofPath: name) == nil ? .file(path: name) : .block(path: name)
+        }
+        return .other(name)
+    }
+}

@@ -1,0 +1,3 @@
+import PluginKit
+
+PluginMain.run(LibvirtPlugin())
