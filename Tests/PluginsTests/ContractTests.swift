@@ -23,7 +23,7 @@ struct ContractTests {
 
     private func code(_ answer: JSONValue?) -> String? { answer?["error"]?["code"]?.stringValue }
 
-    @Test("each plug-in describes itself", arguments: ["filesystem", "postgresql", "hook"])
+    @Test("each plug-in describes itself", arguments: ["filesystem", "postgresql", "hook", "libvirt"])
     func describes(name: String) throws {
         let answer = try talk([#"{"id":7,"method":"describe","params":{}}"#], to: name).first
         #expect(answer?["id"] == .number(7))

@@ -34,7 +34,7 @@ struct GuestDisk: Sendable, Equatable {
     var source: DiskSource?
     /// `raw`, `qcow2`, …; nil where the definition does not say.
     var format: String?
-    /// What a qcow2 image stands on, as a running guest's definition lists it: nearest first. Nil where it does not say.
+    /// What a qcow2 image stands on, nearest first, as a running guest's definition lists it. Nil where it does not.
     var backing: [DiskSource]?
     var isReadOnly: Bool
 }

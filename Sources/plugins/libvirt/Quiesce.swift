@@ -287,6 +287,7 @@ final class GuestRound: Sendable {
                 try target.call(until: .now) { guest throws(LibvirtError) in
                     try guest.saveMemory(to: memoryFile, disks: target.allDisks)
                 }
+                FileSync.run(memoryFile)
             }
         } catch {
             let isReleased = member.release(journal, isExpected: false).mayBeQuiesced != true
@@ -311,6 +312,18 @@ final class GuestRound: Sendable {
 
     private func note(_ record: GuestRecord) throws(QuiesceFailure) {
         do throws(PluginFailure) { try journal.append(record) } catch { throw QuiesceFailure(error) }
+    }
+}
+
+/// The cut takes what is on the volume, not what is in the host's cache.
+enum FileSync {
+    static func run(_ path: String) {
+        for path in [path, String(path[..<(path.lastIndex(of: "/") ?? path.startIndex)])] {
+            let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+            guard descriptor >= 0 else { continue }
+            fsync(descriptor)
+            close(descriptor)
+        }
     }
 }
 
