@@ -7,6 +7,7 @@ extension BlockingOperation {
     /// Bytes deallocated by one step.
     private static var unmapStepBytes: UInt64 { 1 << 30 }
 
+    /// Does a part on the unit's own device.
     /// - Returns: whether the operation is complete.
     mutating func step(on device: any BlockDevice) throws(BlockError) -> Bool {
         switch kind {
@@ -27,6 +28,8 @@ extension BlockingOperation {
             try Self.fill(part, pattern: pattern, device)
             kind = .fill(ranges, pattern: pattern)
             return ranges.isEmpty
+        // The unit's, not the device's: LogicalUnit does them.
+        case .reserve: return true
         case .check(var ranges):
             guard let part = next(&ranges, Self.stepBytes) else { return true }
             try Self.check(part, device)

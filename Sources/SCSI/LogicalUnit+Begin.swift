@@ -38,6 +38,11 @@ extension LogicalUnit {
         if !traits.bypassesAttention, nexus.hasAttention, let attention = nexus.takeAttention() {
             return .sense(SenseData(.unitAttention, attention))
         }
+        if !state.restrictedGroups.isEmpty, let access = state.restrictedGroups[nexus.targetPort.groupTag],
+            !access.allows(cdb.opcode), let refusal = access.refusal
+        {
+            return .sense(refusal)
+        }
         if let holder = state.reservedBy, holder !== nexus, !isAllowedDespiteReserve6(cdb, traits) {
             return .reservationConflict
         }
@@ -168,6 +173,11 @@ extension LogicalUnit {
         do throws(CommandEnd) {
             let slot = try enter(activity)
             defer { leave(slot) }
+            if case .reserve(let change) = operation.kind {
+                guard let flag = try carryOut(change, activity.nexus) else { return .good }
+                operation.kind = .drain(flag)
+                return nil
+            }
             do throws(BlockError) {
                 guard try operation.step(on: device) else { return nil }
                 if operation.isDurable { try device.flush() }

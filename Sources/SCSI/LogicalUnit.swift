@@ -13,7 +13,10 @@ public final class LogicalUnit: Sendable {
     /// Exported read-only, whatever the device allows.
     public let isReadOnly: Bool
     public let limits: LogicalUnitLimits
-    let state = Mutex(State())
+    let store: (any ReservationStore)?
+    /// Held by one PERSISTENT RESERVE OUT at a time, on a thread that may wait, until it is durable.
+    let reservationGate = Mutex(())
+    let state: Mutex<State>
 
     struct State: ~Copyable {
         var nexuses: [LogicalUnitNexus] = []
@@ -21,19 +24,50 @@ public final class LogicalUnit: Sendable {
         var modes = ModeParameters()
         /// RESERVE(6) (SPC-2); identified by its object.
         var reservedBy: LogicalUnitNexus?
-        var persistent = PersistentReservations()
+        var persistent: PersistentReservations
         var preventers: [LogicalUnitNexus] = []
+        /// Every target port that leads here; empty while nobody has said so.
+        var ports: [UnitPort] = []
+        /// Groups of ports through which the medium cannot be reached now.
+        var restrictedGroups: [UInt16: AsymmetricAccess] = [:]
     }
 
+    /// A unit whose reservations end with the process: APTPL is not offered.
     /// - Parameter isReadOnly: refuse writes even where the device would take them.
-    public init(
+    public convenience init(
         device: any BlockDevice, identity: LogicalUnitIdentity, isReadOnly: Bool = false,
         limits: LogicalUnitLimits = .init()
+    ) {
+        self.init(device, identity, isReadOnly: isReadOnly, limits, store: nil, PersistentReservations())
+    }
+
+    /// A unit whose persistent reservations can outlive the process.
+    /// - Throws: ``ReservationStoreError`` when reservations were kept and cannot be read: then nobody knows who may
+    ///   write.
+    public convenience init(
+        device: any BlockDevice, identity: LogicalUnitIdentity, isReadOnly: Bool = false,
+        limits: LogicalUnitLimits = .init(), store: any ReservationStore
+    ) throws(ReservationStoreError) {
+        var kept = PersistentReservations()
+        if let record = try store.load(naa: identity.naa) {
+            guard let known = PersistentReservations(record: record) else {
+                throw ReservationStoreError("the reservations kept for \(identity.naa) are damaged")
+            }
+            kept = known
+        }
+        self.init(device, identity, isReadOnly: isReadOnly, limits, store: store, kept)
+    }
+
+    private init(
+        _ device: any BlockDevice, _ identity: LogicalUnitIdentity, isReadOnly: Bool, _ limits: LogicalUnitLimits,
+        store: (any ReservationStore)?, _ persistent: PersistentReservations
     ) {
         self.device = device
         self.identity = identity
         self.isReadOnly = isReadOnly
         self.limits = limits
+        self.store = store
+        state = Mutex(State(persistent: persistent))
     }
 
     /// Bytes of a logical block.
@@ -181,11 +215,20 @@ public struct InitiatorPort: Sendable, Hashable {
     }
 }
 
-/// The target's end: its iSCSI name, portal group tag and relative port identifier.
+/// The target's end: its iSCSI name, portal group tag and relative port identifier. Name and tag say which it is.
 public struct TargetPort: Sendable, Hashable {
     public let name: String
     public let groupTag: UInt16
     public let relativeIdentifier: UInt16
+
+    public static func == (first: Self, second: Self) -> Bool {
+        first.groupTag == second.groupTag && first.name == second.name
+    }
+
+    public func hash(into hasher: inout Hasher) {
+        hasher.combine(name)
+        hasher.combine(groupTag)
+    }
 
     public init(name: String, groupTag: UInt16, relativeIdentifier: UInt16) {
         self.name = name

@@ -52,6 +52,8 @@ public struct BlockingOperation: Sendable {
         case check([Range<UInt64>])
         /// Waits until no aborted command touches the device any more (PREEMPT AND ABORT).
         case drain(DrainFlag)
+        /// PERSISTENT RESERVE OUT where reservations are kept.
+        case reserve(LogicalUnit.ReservationChange)
     }
     var kind: Kind
     /// Flush after the last step.

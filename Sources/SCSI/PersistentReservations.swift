@@ -23,6 +23,11 @@ struct PersistentReservations: Sendable {
             initiator = nexus.initiatorPort
             target = nexus.targetPort
         }
+
+        init(initiator: InitiatorPort, target: TargetPort) {
+            self.initiator = initiator
+            self.target = target
+        }
     }
 
     struct Registration: Sendable {
@@ -49,6 +54,16 @@ struct PersistentReservations: Sendable {
     private(set) var generation: UInt32 = 0
     private(set) var registrations: [Registration] = []
     private(set) var reservation: Reservation?
+    /// APTPL of the last REGISTER: all of this outlives a power loss.
+    private(set) var survivesPowerLoss = false
+
+    init(
+        registrations: [Registration] = [], reservation: Reservation? = nil, survivesPowerLoss: Bool = false
+    ) {
+        self.registrations = registrations
+        self.reservation = reservation
+        self.survivesPowerLoss = survivesPowerLoss
+    }
 
     func key(of port: Port) -> UInt64? { registrations.first { $0.port == port }?.key }
 
@@ -70,29 +85,78 @@ struct PersistentReservations: Sendable {
 
     // MARK: Service actions
 
-    /// REGISTER, and REGISTER AND IGNORE EXISTING KEY.
+    /// What REGISTER and REGISTER AND IGNORE EXISTING KEY say beside the key.
+    struct RegisterOptions {
+        var ignoresKey = false
+        /// APTPL; nil leaves it.
+        var survivesPowerLoss: Bool?
+        /// ALL_TG_PT: the ports through which the initiator is registered, or loses its registration, too.
+        var otherPorts: [TargetPort] = []
+        /// SPEC_I_PT: I_T nexuses that get the same key, unless they have one.
+        var others: [Port] = []
+    }
+
+    /// REGISTER, and REGISTER AND IGNORE EXISTING KEY (SPC-4 5.13.7). All or nothing.
     mutating func register(
-        _ port: Port, key: UInt64, newKey: UInt64, ignoresKey: Bool
+        _ port: Port, key: UInt64, newKey: UInt64, _ options: RegisterOptions = .init()
     ) throws(CommandEnd) -> Notices {
+        var new = self
         var notices = Notices()
-        if let index = registrations.firstIndex(where: { $0.port == port }) {
-            guard ignoresKey || registrations[index].key == key else { throw .reservationConflict }
-            if newKey == 0 {
-                unregister(port, &notices)
-            } else {
-                registrations[index].key = newKey
-            }
-            generation &+= 1
-            return notices
+        let isRegistered = self.key(of: port) != nil
+        if isRegistered {
+            guard options.ignoresKey || self.key(of: port) == key else { throw .reservationConflict }
+            // Only a new registration brings others with it.
+            guard options.others.isEmpty else { throw .sense(.invalidCDB(byte: 1)) }
+        } else {
+            guard options.ignoresKey || key == 0 else { throw .reservationConflict }
+            guard newKey != 0 || !options.others.isEmpty else { return notices }
+            guard newKey != 0 else { throw .sense(.invalidParameter(byte: 8)) }
         }
-        guard ignoresKey || key == 0 else { throw .reservationConflict }
-        guard newKey != 0 else { return notices }
+        let own = options.otherPorts.map { Port(initiator: port.initiator, target: $0) }
+        for each in [port] + own.filter({ $0 != port }) {
+            if newKey == 0 {
+                new.unregister(each, &notices)
+            } else {
+                try new.setKey(newKey, of: each)
+            }
+        }
+        for other in options.others where new.key(of: other) == nil { try new.setKey(newKey, of: other) }
+        new.survivesPowerLoss = options.survivesPowerLoss ?? survivesPowerLoss
+        new.generation &+= 1
+        self = new
+        return notices
+    }
+
+    private mutating func setKey(_ key: UInt64, of port: Port) throws(CommandEnd) {
+        if let index = registrations.firstIndex(where: { $0.port == port }) {
+            registrations[index].key = key
+            return
+        }
         guard registrations.count < Self.registrationLimit else {
             throw .illegal(.insufficientRegistrationResources)
         }
-        registrations.append(Registration(port: port, key: newKey))
-        generation &+= 1
-        return notices
+        registrations.append(Registration(port: port, key: key))
+    }
+
+    /// REGISTER AND MOVE (SPC-4 5.13.8): the reservation goes to another I_T nexus, which is registered with `newKey`.
+    mutating func move(
+        _ port: Port, key: UInt64, to other: Port, newKey: UInt64, unregisters: Bool, survivesPowerLoss: Bool
+    ) throws(CommandEnd) -> Notices {
+        try check(port, key)
+        guard let held = reservation else { throw .sense(.invalidCDB(byte: 1)) }
+        guard isHolder(port) else { throw .reservationConflict }
+        // An all-registrants reservation has no single holder that it could be moved to.
+        guard !held.kind.isAllRegistrants else { throw .sense(.invalidCDB(byte: 1)) }
+        guard newKey != 0 else { throw .sense(.invalidParameter(byte: 8)) }
+        guard other != port else { throw .sense(.invalidParameter(byte: 24)) }
+        var new = self
+        try new.setKey(newKey, of: other)
+        new.reservation = Reservation(kind: held.kind, holder: other)
+        if unregisters { new.registrations.removeAll { $0.port == port } }
+        new.survivesPowerLoss = survivesPowerLoss
+        new.generation &+= 1
+        self = new
+        return Notices()
     }
 
     private mutating func unregister(_ port: Port, _ notices: inout Notices) {

@@ -23,6 +23,14 @@ public struct AdditionalSense: Sendable, Hashable {
     }
 
     public static let none = Self(0x00, 0x00)
+    public static let operationInProgress = Self(0x00, 0x16)
+    public static let accessStateTransition = Self(0x04, 0x0A)
+    public static let portInStandby = Self(0x04, 0x0B)
+    public static let portUnavailable = Self(0x04, 0x0C)
+    public static let sanitizeInProgress = Self(0x04, 0x1B)
+    public static let accessStateChanged = Self(0x2A, 0x06)
+    public static let thirdPartyDeviceFailure = Self(0x0D, 0x01)
+    public static let inlineDataLengthExceeded = Self(0x26, 0x0B)
     public static let commandSequenceError = Self(0x2C, 0x00)
     public static let unexpectedUnsolicitedData = Self(0x0C, 0x0C)
     public static let notEnoughUnsolicitedData = Self(0x0C, 0x0D)

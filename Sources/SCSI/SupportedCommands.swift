@@ -97,7 +97,7 @@ extension LogicalUnit {
     func maintenanceIn(_ cdb: CommandBlock, nexus: LogicalUnitNexus) throws(SenseData) -> CommandDisposition {
         let data: [UInt8]
         switch cdb[1] & 0x1F {
-        case 0x0A: data = reportTargetPortGroups(cdb, nexus.targetPort)
+        case 0x0A: data = try reportTargetPortGroups(cdb, nexus.targetPort)
         case 0x0C: data = try reportSupportedOperationCodes(cdb)
         case 0x0D:
             // ATS, ATSS, CTSS, LURS, TRS; then I_T nexus reset is not there.
@@ -126,23 +126,5 @@ extension LogicalUnit {
             return SupportedCommand.one(command, withTimeouts: withTimeouts)
         default: throw .invalidCDB(byte: 2)
         }
-    }
-
-    /// One group, active/optimized: every portal reaches the same process.
-    private func reportTargetPortGroups(_ cdb: CommandBlock, _ port: TargetPort) -> [UInt8] {
-        let isExtended = cdb[1] >> 5 == 1
-        // T_SUP, O_SUP, U_SUP not set but AO_SUP: the state never changes.
-        var group: [UInt8] = [0x00, 0x01]
-        group.append(word: port.groupTag)
-        group += [0, 0, 0, 1, 0, 0]
-        group.append(word: port.relativeIdentifier)
-        var data: [UInt8] = []
-        if isExtended {
-            data.append(long: UInt32(4 + group.count))
-            data += [0x10, 0, 0, 0]
-        } else {
-            data.append(long: UInt32(group.count))
-        }
-        return data + group
     }
 }

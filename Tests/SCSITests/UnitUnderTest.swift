@@ -19,6 +19,13 @@ struct UnitUnderTest {
         nexus = Self.attach(unit, initiator: "iqn.2026-11.test:one")
     }
 
+    init(store: any ReservationStore) throws {
+        device = MemoryDevice(sizeBytes: 1 << 20)
+        unit = try LogicalUnit(
+            device: device, identity: try LogicalUnitIdentity(naa: Self.naa, serial: "SERIAL-1"), store: store)
+        nexus = Self.attach(unit, initiator: "iqn.2026-11.test:one")
+    }
+
     static func attach(_ unit: LogicalUnit, initiator: String, isid: UInt64 = 1) -> LogicalUnitNexus {
         unit.attach(
             initiatorPort: InitiatorPort(name: initiator, isid: isid),
