@@ -5,7 +5,7 @@ import SCSI
 private struct Policy: LoginPolicy {
     let credentials: [CHAPCredentials]
     func authorize(initiator: String, target: String?) -> LoginAuthorization {
-        .allowed(credentials: target == nil ? [] : credentials, portalGroupTag: 1)
+        .allowed(credentials: target == nil ? [] : credentials)
     }
 }
 

@@ -49,7 +49,7 @@ final class Sink: SessionTransport {
             parameters: parameters, connectionID: 0, user: nil, commandSN: 1, statusSN: 1)
         let session = Session(
             outcome: outcome, limits: limits, counters: SessionCounters(),
-            directory: TargetDirectory(registry: registry, iqn: iqn, advertisedPortals: []),
+            directory: TargetDirectory(registry: registry, iqn: iqn),
             localAddress: "192.0.2.1:3260", transport: self)
         self.session = session
         return session

@@ -18,6 +18,7 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
     }
 
     private let server: ServerContext
+    private let portalGroupTag: UInt16
     private var logger: Logger
     private var phase: Phase
     private var context: ChannelHandlerContext?
@@ -38,11 +39,14 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
 
     private(set) var isWritable = true
 
-    init(server: ServerContext, logger: Logger) {
+    init(server: ServerContext, portalGroupTag: UInt16, logger: Logger) {
         self.server = server
+        self.portalGroupTag = portalGroupTag
         self.logger = logger
         let limits = server.registry.limits
-        phase = .login(LoginMachine(limits: limits, policy: server.registry, random: SystemRandom.bytes))
+        phase = .login(
+            LoginMachine(
+                limits: limits, policy: server.registry, portalGroupTag: portalGroupTag, random: SystemRandom.bytes))
         loginFraming = PDUFraming(dataSegmentLimit: limits.textBytes)
     }
 
@@ -195,7 +199,7 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
         let (header, text) = machine.accept(tsih: live.tsih)
         write(header, text)
         let directory = TargetDirectory(
-            registry: server.registry, iqn: live.iqn, advertisedPortals: server.advertisedPortals)
+            registry: server.registry, iqn: live.iqn, portalGroupTag: portalGroupTag, portals: server.portals)
         let session = Session(
             outcome: outcome, limits: server.registry.limits, counters: counters, directory: directory,
             localAddress: Self.text(context.localAddress), transport: self)

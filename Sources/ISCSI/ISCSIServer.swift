@@ -11,20 +11,22 @@ public final class ISCSIServer: Sendable {
     private let logger: Logger
     private let listeners = Mutex<[any Channel]>([])
 
-    /// - Parameter advertisedPortals: `host:port` addresses that SendTargets gives instead of the address on which
-    ///   the initiator reached us; for servers behind address translation.
-    public init(
-        registry: TargetRegistry, group: any EventLoopGroup, logger: Logger, advertisedPortals: [String] = []
-    ) {
-        context = ServerContext(registry: registry, advertisedPortals: advertisedPortals)
+    public init(registry: TargetRegistry, group: any EventLoopGroup, logger: Logger) {
+        context = ServerContext(registry: registry)
         self.group = group
         self.logger = logger
     }
 
     /// Listens; may be called once per portal. Port 0 lets the system choose.
+    /// - Parameters:
+    ///   - portalGroupTag: the group that the portal belongs to; it must be known to the registry.
+    ///   - advertised: `host:port` addresses that SendTargets gives instead of the portal's own; for servers behind
+    ///     address translation.
     /// - Returns: the bound address.
     /// - Throws: NIO's error when the address cannot be bound.
-    public func start(host: String, port: Int) async throws -> SocketAddress {
+    public func start(
+        host: String, port: Int, portalGroupTag: UInt16 = 1, advertised: [String] = []
+    ) async throws -> SocketAddress {
         context.startThreads()
         let context = context
         let logger = logger
@@ -38,7 +40,8 @@ public final class ISCSIServer: Sendable {
                     return channel.close()
                 }
                 return channel.eventLoop.makeCompletedFuture {
-                    try channel.pipeline.syncOperations.addHandler(ConnectionHandler(server: context, logger: logger))
+                    try channel.pipeline.syncOperations.addHandler(
+                        ConnectionHandler(server: context, portalGroupTag: portalGroupTag, logger: logger))
                 }
             }
             .childChannelOption(.socketOption(.tcp_nodelay), value: 1)
@@ -50,7 +53,11 @@ public final class ISCSIServer: Sendable {
             .bind(host: host, port: port).get()
         listeners.withLock { $0.append(channel) }
         guard let address = channel.localAddress else { throw ChannelError.unknownLocalAddress }
-        logger.info("iSCSI target listens on \(address)")
+        context.add(
+            Portal(
+                host: address.ipAddress ?? host, port: address.port ?? port, groupTag: portalGroupTag,
+                advertised: advertised))
+        logger.info("iSCSI target listens on \(address), portal group \(portalGroupTag)")
         return address
     }
 
@@ -80,18 +87,21 @@ public final class ISCSIServer: Sendable {
 /// What the connections of a server share.
 final class ServerContext: Sendable {
     let registry: TargetRegistry
-    let advertisedPortals: [String]
+    private let knownPortals = Mutex<[Portal]>([])
     private let threads: NIOThreadPool
     private let inLogin = Atomic<Int>(0)
 
     /// Flushes wait for the disk, so there are more of these threads than processors.
     private static let threadCount = 8
 
-    init(registry: TargetRegistry, advertisedPortals: [String]) {
+    init(registry: TargetRegistry) {
         self.registry = registry
-        self.advertisedPortals = advertisedPortals
         threads = NIOThreadPool(numberOfThreads: Self.threadCount)
     }
+
+    var portals: [Portal] { knownPortals.withLock { $0 } }
+
+    func add(_ portal: Portal) { knownPortals.withLock { $0.append(portal) } }
 
     func startThreads() { threads.start() }
 

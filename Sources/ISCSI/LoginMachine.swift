@@ -36,7 +36,7 @@ struct LoginMachine {
     private var initiator = ""
     private var target: String?
     private var credentials: [CHAPCredentials] = []
-    private var portalGroupTag: UInt16 = 1
+    private let portalGroupTag: UInt16
     private var authentication = Authentication.pending
     private var user: String?
     private var parameters = SessionParameters()
@@ -52,8 +52,13 @@ struct LoginMachine {
     /// Bytes of text in one login response: the default of what an initiator accepts.
     private static let responseTextLimit = 8192
 
-    init(limits: TargetLimits, policy: any LoginPolicy, random: @escaping @Sendable (Int) -> [UInt8]) {
+    /// - Parameter portalGroupTag: of the portal that the connection came in through.
+    init(
+        limits: TargetLimits, policy: any LoginPolicy, portalGroupTag: UInt16 = 1,
+        random: @escaping @Sendable (Int) -> [UInt8]
+    ) {
         self.limits = limits
+        self.portalGroupTag = portalGroupTag
         self.policy = policy
         self.random = random
     }
@@ -209,7 +214,7 @@ struct LoginMachine {
         agreed.firstBurstBytes = min(agreed.firstBurstBytes, agreed.maxBurstBytes)
         return LoginOutcome(
             initiatorPort: InitiatorPort(name: initiator, isid: request.lun >> 16), target: target,
-            parameters: agreed, connectionID: UInt16(request[long: 20] >> 16), user: user,
+            parameters: agreed, connectionID: UInt16(request[long: 20] >> 16), portalGroupTag: portalGroupTag, user: user,
             commandSN: request.sequenceNumber, statusSN: statusSN &+ 1)
     }
 
@@ -250,9 +255,7 @@ struct LoginMachine {
         }
         switch policy.authorize(initiator: initiator, target: target) {
         case .refused(let failure): throw failure
-        case .allowed(let credentials, let tag):
-            self.credentials = credentials
-            portalGroupTag = tag
+        case .allowed(let credentials): self.credentials = credentials
         }
         if target != nil && !saidPortalGroup {
             saidPortalGroup = true

@@ -26,7 +26,7 @@ struct LoginFailure: Error, Equatable {
 /// What the registry says of an initiator that wants to log in.
 enum LoginAuthorization {
     /// - Parameter credentials: not empty when the initiator has to prove itself with one of them.
-    case allowed(credentials: [CHAPCredentials], portalGroupTag: UInt16)
+    case allowed(credentials: [CHAPCredentials])
     case refused(LoginFailure)
 }
 
@@ -43,6 +43,8 @@ struct LoginOutcome: Equatable {
     var target: String?
     var parameters: SessionParameters
     var connectionID: UInt16
+    /// Of the portal that the connection came in through.
+    var portalGroupTag: UInt16 = 1
     /// The CHAP name, when there was one.
     var user: String?
     /// The first CmdSN of the full-feature phase.

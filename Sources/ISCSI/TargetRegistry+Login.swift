@@ -18,6 +18,7 @@ final class LiveSession: Sendable {
     /// Empty for a discovery session.
     let iqn: String
     let initiatorPort: InitiatorPort
+    let portalGroupTag: UInt16
     let rule: InitiatorRule?
     let address: String
     let tsih: UInt16
@@ -32,6 +33,7 @@ final class LiveSession: Sendable {
         self.id = id
         iqn = outcome.target ?? ""
         initiatorPort = outcome.initiatorPort
+        portalGroupTag = outcome.portalGroupTag
         self.rule = rule
         self.address = address
         self.tsih = tsih
@@ -56,12 +58,12 @@ extension TargetRegistry: LoginPolicy {
             guard let target else {
                 // Any secret that this initiator has at one of the targets proves who it is.
                 let known = state.targets.values.compactMap { $0.rule(for: initiator)?.chap }
-                return .allowed(credentials: known, portalGroupTag: 1)
+                return .allowed(credentials: known)
             }
             switch state.admit(initiator: initiator, target: target) {
             case .failure(let failure): return .refused(failure)
             case .success(let rule):
-                return .allowed(credentials: rule.chap.map { [$0] } ?? [], portalGroupTag: 1)
+                return .allowed(credentials: rule.chap.map { [$0] } ?? [])
             }
         }
     }
@@ -89,6 +91,7 @@ extension TargetRegistry: LoginPolicy {
             let iqn = outcome.target ?? ""
             let replaced = state.sessions.values.filter {
                 !iqn.isEmpty && $0.iqn == iqn && $0.initiatorPort == outcome.initiatorPort
+                    && $0.portalGroupTag == outcome.portalGroupTag
             }
             guard state.sessions.count < limits.sessions else {
                 return .failure(
@@ -164,8 +167,10 @@ struct TargetDirectory: SessionDirectory {
     let registry: TargetRegistry
     /// Empty for a discovery session.
     let iqn: String
-    /// Portals to tell instead of the address where the initiator reached us; may be empty.
-    let advertisedPortals: [String]
+    /// The group of the portal through which the session came.
+    var portalGroupTag: UInt16 = 1
+    /// All portals; when there are none, initiators are told the address where they reached us.
+    var portals: [Portal] = []
 
     func luns() -> [Int] {
         registry.state.withLock { $0.targets[iqn]?.luns.keys.sorted() ?? [] }
@@ -176,18 +181,22 @@ struct TargetDirectory: SessionDirectory {
         // between the look-up and the attachment.
         registry.state.withLock { state in
             guard let target = state.targets[iqn], let unit = target.luns[lun] else { return nil }
-            return unit.attach(initiatorPort: initiatorPort, targetPort: target.port)
+            return unit.attach(
+                initiatorPort: initiatorPort, targetPort: state.port(target.port.name, portalGroupTag),
+                copyDirectory: registry)
         }
     }
 
     func discover(initiator: String, name: String?, localAddress: String) -> [(iqn: String, addresses: [String])] {
-        let portals = advertisedPortals.isEmpty ? [localAddress] : advertisedPortals
+        let addresses =
+            portals.isEmpty
+            ? ["\(localAddress),\(portalGroupTag)"] : portals.flatMap { $0.addresses(localAddress: localAddress) }
         return registry.state.withLock { state in
             let targets = state.targets.values.filter { target in
                 target.rule(for: initiator) != nil && (name == nil || target.port.name == name)
             }
             return targets.sorted { $0.port.name < $1.port.name }.map { target in
-                (target.port.name, portals.map { "\($0),\(target.port.groupTag)" })
+                (target.port.name, addresses)
             }
         }
     }

@@ -9,6 +9,7 @@ import Synchronization
 /// device any more, also when it is being ended: an empty list means that nobody is there.
 public final class TargetRegistry: Sendable {
     public let limits: TargetLimits
+    let reservationStore: (any ReservationStore)?
     let state = Mutex(State())
 
     struct State {
@@ -20,7 +21,11 @@ public final class TargetRegistry: Sendable {
         var blocked: [String: Int] = [:]
         var nextSession: UInt64 = 1
         var nextTSIH: UInt16 = 1
-        var nextPort: UInt16 = 1
+        /// Portal groups, and how the ports in them reach the volumes.
+        var groups: [UInt16: AsymmetricAccess] = [1: .activeOptimized]
+        /// Relative target port identifiers.
+        var ports: [TargetPort: UInt16] = [:]
+        var usedIdentifiers: Set<UInt16> = []
     }
 
     struct Target {
@@ -31,8 +36,11 @@ public final class TargetRegistry: Sendable {
         var totals: TargetMetrics
     }
 
-    public init(limits: TargetLimits = .init()) {
+    /// - Parameter reservationStore: keeps persistent reservations over a restart (APTPL); without one they end with
+    ///   the process.
+    public init(limits: TargetLimits = .init(), reservationStore: (any ReservationStore)? = nil) {
         self.limits = limits
+        self.reservationStore = reservationStore
     }
 
     // MARK: Targets and LUNs
@@ -43,9 +51,7 @@ public final class TargetRegistry: Sendable {
         try change { state throws(TargetError) in
             guard state.targets[name] == nil else { throw .targetExists(iqn: name) }
             guard state.targets.count < limits.targets else { throw .limit("targets (\(limits.targets))") }
-            let port = TargetPort(name: name, groupTag: 1, relativeIdentifier: state.nextPort)
-            state.nextPort = state.nextPort == .max ? 1 : state.nextPort + 1
-            state.targets[name] = Target(port: port, totals: TargetMetrics(iqn: name))
+            state.targets[name] = Target(port: state.port(name, 1), totals: TargetMetrics(iqn: name))
         }
     }
 
@@ -55,6 +61,7 @@ public final class TargetRegistry: Sendable {
         let (units, sessions) = try change { state throws(TargetError) in
             guard let target = state.targets.removeValue(forKey: name) else { throw .noSuchTarget(iqn: iqn) }
             for unit in target.luns.values { state.releaseUnit(unit) }
+            state.forgetPorts(of: name)
             return (Array(target.luns.values), state.sessions.values.filter { $0.iqn == name })
         }
         for unit in units { unit.detachAll(targetName: name) }
@@ -67,6 +74,9 @@ public final class TargetRegistry: Sendable {
     ) throws(TargetError) {
         let name = ISCSIName.normalized(iqn) ?? iqn
         guard (0..<min(limits.lunsPerTarget, 16_384)).contains(lun) else { throw .invalidLUN(lun) }
+        // Reads what was kept, so not under the lock.
+        let known = unit(identity.naa)
+        let fresh = known == nil ? try makeUnit(device, identity, isReadOnly: isReadOnly) : nil
         let units = try change { state throws(TargetError) in
             guard var target = state.targets[name] else { throw .noSuchTarget(iqn: iqn) }
             guard target.luns[lun] == nil else { throw .lunInUse(iqn: name, lun: lun) }
@@ -78,15 +88,31 @@ public final class TargetRegistry: Sendable {
                 else { throw .identityInUse(naa: identity.naa) }
                 unit = known
             } else {
-                unit = LogicalUnit(device: device, identity: identity, isReadOnly: isReadOnly)
+                // One that was let go of in between is made anew by the next try.
+                guard let fresh else { throw .identityInUse(naa: identity.naa) }
+                unit = fresh
             }
             let others = Array(target.luns.values)
             target.luns[lun] = unit
             state.units[identity.naa] = unit
             state.targets[name] = target
+            state.updatePorts(of: unit)
             return others
         }
         for unit in units { unit.raise(.lunsChanged, targetName: name) }
+    }
+
+    private func makeUnit(
+        _ device: any BlockDevice, _ identity: LogicalUnitIdentity, isReadOnly: Bool
+    ) throws(TargetError) -> LogicalUnit {
+        guard let store = reservationStore else {
+            return LogicalUnit(device: device, identity: identity, isReadOnly: isReadOnly)
+        }
+        do throws(ReservationStoreError) {
+            return try LogicalUnit(device: device, identity: identity, isReadOnly: isReadOnly, store: store)
+        } catch {
+            throw .reservationsUnreadable(naa: identity.naa, reason: error.reason)
+        }
     }
 
     /// Unmaps a LUN; its outstanding commands and later ones get LOGICAL UNIT NOT SUPPORTED. Returns when nothing that
@@ -241,7 +267,7 @@ extension TargetRegistry.State {
     /// Forgets a unit that no target maps any more.
     fileprivate mutating func releaseUnit(_ unit: LogicalUnit) {
         let isMapped = targets.values.contains { $0.luns.values.contains { $0 === unit } }
-        if !isMapped { units[unit.identity.naa] = nil }
+        if isMapped { updatePorts(of: unit) } else { units[unit.identity.naa] = nil }
     }
 
     /// Takes a session out of the list, its counts into its target's totals.

@@ -34,6 +34,8 @@ public struct TargetLimits: Sendable {
     public var targets = 4096
     /// LUNs in one target; LUN numbers are 0..<this, at most 16,384.
     public var lunsPerTarget = 1024
+    /// Portal groups of one server.
+    public var portalGroups = 64
     /// Rules in one target.
     public var rulesPerTarget = 1024
 
@@ -105,6 +107,8 @@ public enum TargetError: Error, Equatable, Sendable {
     /// Logins that reach this device are blocked (a revert runs).
     case blocked(naa: String)
     case noSuchRule(iqn: String, initiator: InitiatorRule)
+    /// Reservations were kept for this device and cannot be read; the text says why.
+    case reservationsUnreadable(naa: String, reason: String)
     /// A limit of ``TargetLimits`` is reached; the text names it.
     case limit(String)
 }

@@ -29,7 +29,7 @@ extension BlockingOperation {
             kind = .fill(ranges, pattern: pattern)
             return ranges.isEmpty
         // The unit's, not the device's: LogicalUnit does them.
-        case .reserve: return true
+        case .reserve, .copy: return true
         case .check(var ranges):
             guard let part = next(&ranges, Self.stepBytes) else { return true }
             try Self.check(part, device)

@@ -3,7 +3,7 @@ import BlockIO
 /// Standard INQUIRY data and vital product data pages (SPC-4 6.6, 7.8; SBC-3 6.6).
 enum InquiryData {
     /// In ascending order, as SPC-4 7.8.12 demands.
-    static let supportedPages: [UInt8] = [0x00, 0x80, 0x83, 0x86, 0xB0, 0xB1, 0xB2]
+    static let supportedPages: [UInt8] = [0x00, 0x80, 0x83, 0x86, 0x8F, 0xB0, 0xB1, 0xB2]
 
     /// Version descriptors: SAM-5, iSCSI, SPC-4, SBC-3.
     private static let versions: [UInt16] = [0x00A0, 0x0960, 0x0460, 0x04C0]
@@ -14,8 +14,8 @@ enum InquiryData {
         // HISUP, response data format 2.
         data[3] = 0x12
         data[4] = UInt8(data.count - 5)
-        // TPGS=01b: REPORT TARGET PORT GROUPS, states change by themselves only.
-        data[5] = 0x10
+        // TPGS=01b: REPORT TARGET PORT GROUPS, states change by themselves only; 3PC: EXTENDED COPY.
+        data[5] = 0x18
         // MULTIP: more than one port.
         data[6] = 0x10
         // CMDQUE.

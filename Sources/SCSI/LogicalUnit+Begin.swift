@@ -91,6 +91,8 @@ extension LogicalUnit {
         case 0x37, 0xB7: try readDefectData(cdb)
         case 0x16, 0x56: try reserve6(cdb, nexus: nexus)
         case 0x17, 0x57: release6(nexus: nexus)
+        case 0x83: try beginExtendedCopy(cdb)
+        case 0x84: try receiveCopyResults(cdb, nexus: nexus)
         case 0x5E: try persistentReserveIn(cdb)
         case 0x5F: try beginPersistentReserveOut(cdb)
         default: throw .illegal(.invalidOperationCode)
@@ -178,6 +180,10 @@ extension LogicalUnit {
                 operation.kind = .drain(flag)
                 return nil
             }
+            if case .copy(var copy) = operation.kind {
+                defer { operation.kind = .copy(copy) }
+                return step(&copy, activity.nexus)
+            }
             do throws(BlockError) {
                 guard try operation.step(on: device) else { return nil }
                 if operation.isDurable { try device.flush() }
@@ -186,6 +192,7 @@ extension LogicalUnit {
                 throw .sense(SenseData(error, blockBytes: blockBytes))
             }
         } catch {
+            if case .copy(let copy) = operation.kind { abandon(copy) }
             return error
         }
     }

@@ -26,6 +26,7 @@ extension LogicalUnit {
         case 0x80: InquiryData.page(0x80, Array(identity.serial.utf8))
         case 0x83: InquiryData.page(0x83, InquiryData.designators(identity, nexus.targetPort))
         case 0x86: InquiryData.page(0x86, InquiryData.extendedInquiry)
+        case 0x8F: InquiryData.page(0x8F, Self.thirdPartyCopyPage)
         case 0xB0: InquiryData.page(0xB0, InquiryData.blockLimits(limits, device.geometry))
         // Medium rotation rate 1: nothing turns. WABEREQ and the rest: not reported.
         case 0xB1: InquiryData.page(0xB1, [0x00, 0x01] + [UInt8](repeating: 0, count: 58))
@@ -139,6 +140,7 @@ extension LogicalUnit {
         case 0x41, 0x93: try writeSame(cdb, list: list)
         case 0x42: try unmap(list)
         case 0x15, 0x55: try modeSelect(cdb, list: list, nexus: nexus)
+        case 0x83: try extendedCopy(list, nexus: nexus)
         case 0x5F: persistentReserveOut(cdb, list: list, nexus: nexus)
         default: throw .illegal(.invalidOperationCode)
         }

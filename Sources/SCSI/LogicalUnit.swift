@@ -30,6 +30,9 @@ public final class LogicalUnit: Sendable {
         var ports: [UnitPort] = []
         /// Groups of ports through which the medium cannot be reached now.
         var restrictedGroups: [UInt16: AsymmetricAccess] = [:]
+        /// Copies under way, and the results of earlier ones.
+        var copies: [CopyRecord] = []
+        var nextCopy: UInt64 = 0
     }
 
     /// A unit whose reservations end with the process: APTPL is not offered.
@@ -73,6 +76,8 @@ public final class LogicalUnit: Sendable {
     /// Bytes of a logical block.
     public var blockBytes: Int { device.geometry.logicalBlockBytes }
     var blockCount: UInt64 { device.sizeBytes / UInt64(blockBytes) }
+    /// WCE of the caching page.
+    var hasWriteCache: Bool { state.withLock { $0.modes.writeCache } }
     var isWriteProtected: Bool { isReadOnly || device.isReadOnly }
 
     /// The D_SENSE bit: whether sense data goes out in descriptor format.
@@ -86,8 +91,12 @@ public final class LogicalUnit: Sendable {
     }
 
     /// Makes the logical unit known to a new I_T nexus. The two hold each other until ``detach(_:)``.
-    public func attach(initiatorPort: InitiatorPort, targetPort: TargetPort) -> LogicalUnitNexus {
-        let nexus = LogicalUnitNexus(unit: self, initiatorPort: initiatorPort, targetPort: targetPort)
+    /// - Parameter copyDirectory: which other units EXTENDED COPY may reach.
+    public func attach(
+        initiatorPort: InitiatorPort, targetPort: TargetPort, copyDirectory: (any CopyDirectory)? = nil
+    ) -> LogicalUnitNexus {
+        let nexus = LogicalUnitNexus(
+            unit: self, initiatorPort: initiatorPort, targetPort: targetPort, copyDirectory: copyDirectory)
         state.withLock { $0.nexuses.append(nexus) }
         return nexus
     }
@@ -100,6 +109,7 @@ public final class LogicalUnit: Sendable {
             nexus.generation &+= 1
             state.nexuses.removeAll { $0 === nexus }
             state.preventers.removeAll { $0 === nexus }
+            state.copies.removeAll { $0.nexus === nexus }
             if state.reservedBy === nexus { state.reservedBy = nil }
         }
     }
@@ -244,6 +254,7 @@ public final class LogicalUnitNexus: @unchecked Sendable {
     public let unit: LogicalUnit
     public let initiatorPort: InitiatorPort
     public let targetPort: TargetPort
+    let copyDirectory: (any CopyDirectory)?
     fileprivate(set) var generation: UInt32 = 0
     fileprivate(set) var isDetached = false
     private var attentions: [AdditionalSense] = []
@@ -251,7 +262,11 @@ public final class LogicalUnitNexus: @unchecked Sendable {
     /// Unit attentions that may wait for one nexus.
     static let attentionLimit = 16
 
-    init(unit: LogicalUnit, initiatorPort: InitiatorPort, targetPort: TargetPort) {
+    init(
+        unit: LogicalUnit, initiatorPort: InitiatorPort, targetPort: TargetPort,
+        copyDirectory: (any CopyDirectory)?
+    ) {
+        self.copyDirectory = copyDirectory
         self.unit = unit
         self.initiatorPort = initiatorPort
         self.targetPort = targetPort

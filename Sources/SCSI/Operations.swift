@@ -54,6 +54,8 @@ public struct BlockingOperation: Sendable {
         case drain(DrainFlag)
         /// PERSISTENT RESERVE OUT where reservations are kept.
         case reserve(LogicalUnit.ReservationChange)
+        /// EXTENDED COPY.
+        case copy(CopyOperation)
     }
     var kind: Kind
     /// Flush after the last step.

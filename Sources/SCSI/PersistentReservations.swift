@@ -80,6 +80,16 @@ struct PersistentReservations: Sendable {
         return reservation.kind.isExclusive || access == .write
     }
 
+    /// Whether one of the initiator's ports, whichever it is, may have this access.
+    func admits(initiator name: String, access: CommandTraits.Access) -> Bool {
+        guard let reservation else { return true }
+        guard reservation.kind.isExclusive || access == .write else { return true }
+        return registrations.contains { registration in
+            registration.port.initiator.name == name
+                && (reservation.kind.admitsRegistrants || isHolder(registration.port))
+        }
+    }
+
     /// RESERVE(6) and persistent reservations exclude each other (SPC-4 annex B, CRH=0).
     var allowsReserve6: Bool { registrations.isEmpty }
 

@@ -29,6 +29,7 @@ public struct AdditionalSense: Sendable, Hashable {
     public static let portUnavailable = Self(0x04, 0x0C)
     public static let sanitizeInProgress = Self(0x04, 0x1B)
     public static let accessStateChanged = Self(0x2A, 0x06)
+    public static let unreachableCopyTarget = Self(0x08, 0x04)
     public static let thirdPartyDeviceFailure = Self(0x0D, 0x01)
     public static let inlineDataLengthExceeded = Self(0x26, 0x0B)
     public static let commandSequenceError = Self(0x2C, 0x00)
@@ -80,6 +81,8 @@ public struct SenseData: Error, Sendable, Equatable {
     public var additional: AdditionalSense
     /// The INFORMATION field: an LBA, or the offset of the first difference of a comparison.
     public var information: UInt64?
+    /// The COMMAND-SPECIFIC INFORMATION field: of EXTENDED COPY, the segment that failed.
+    public var commandSpecific: UInt64?
     /// The byte of the CDB or the parameter list that is wrong (SKSV, SPC-4 4.5.2.4.2).
     public var field: FieldPointer?
 
@@ -123,6 +126,9 @@ public struct SenseData: Error, Sendable, Equatable {
             for index in 0..<4 { bytes[3 + index] = UInt8(truncatingIfNeeded: information >> (24 - 8 * index)) }
         }
         bytes[7] = 10
+        if let commandSpecific {
+            for index in 0..<4 { bytes[8 + index] = UInt8(truncatingIfNeeded: commandSpecific >> (24 - 8 * index)) }
+        }
         bytes[12] = additional.code
         bytes[13] = additional.qualifier
         if let field {
@@ -139,6 +145,12 @@ public struct SenseData: Error, Sendable, Equatable {
             bytes += [0x00, 0x0A, 0x80, 0x00]
             for shift in stride(from: 56, through: 0, by: -8) {
                 bytes.append(UInt8(truncatingIfNeeded: information >> shift))
+            }
+        }
+        if let commandSpecific {
+            bytes += [0x01, 0x0A, 0x00, 0x00]
+            for shift in stride(from: 56, through: 0, by: -8) {
+                bytes.append(UInt8(truncatingIfNeeded: commandSpecific >> shift))
             }
         }
         if let field {

@@ -34,6 +34,12 @@ struct SupportedCommand: Sendable {
         Self([opcode, UInt8(action), 0, 0, 0, 0, 0, 0xFF, 0xFF, 0x07], serviceAction: action)
     }
 
+    private static func copyResults(_ action: UInt16) -> Self {
+        Self(
+            [0x84, 0x1F, 0xFF] + [UInt8](repeating: 0, count: 7) + [0xFF, 0xFF, 0xFF, 0xFF, 0, 0x07],
+            serviceAction: action)
+    }
+
     private static func persistentOut(_ action: UInt16) -> Self {
         Self([0x5F, UInt8(action), 0xFF, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0x07], serviceAction: action)
     }
@@ -52,7 +58,9 @@ struct SupportedCommand: Sendable {
         Self([0x5A, 0x18, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0x07]),
         inTen(0x5E, action: 0), inTen(0x5E, action: 1), inTen(0x5E, action: 2), inTen(0x5E, action: 3),
         persistentOut(0), persistentOut(1), persistentOut(2), persistentOut(3), persistentOut(4), persistentOut(5),
-        persistentOut(6),
+        persistentOut(6), persistentOut(7),
+        Self([0x83, 0x1F] + [UInt8](repeating: 0, count: 8) + [0xFF, 0xFF, 0xFF, 0xFF, 0, 0x07], serviceAction: 0),
+        copyResults(0x00), copyResults(0x03), copyResults(0x04),
         sixteen(0x88, 0xF8),
         Self([0x89, 0xF8] + [UInt8](repeating: 0xFF, count: 8) + [0, 0, 0, 0xFF, 0x3F, 0x07]),
         sixteen(0x8A, 0xF8), sixteen(0x8B, 0xF8), sixteen(0x8E, 0xFE), sixteen(0x8F, 0xFE), sixteen(0x90, 0x02),

@@ -98,13 +98,44 @@ struct HardeningTests {
         #expect(failure?.message.contains("\n") == false)
     }
 
-    @Test("CVE-2020-28374: EXTENDED COPY reaches no volume at all")
+    @Test("CVE-2020-28374, CVE-2021-3139: EXTENDED COPY reaches what its initiator may log in to, and nothing else")
     func extendedCopy() throws {
         let peer = try ScriptedSession()
-        let cdb: [UInt8] = [0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0]
-        let answers = peer.exchange(
-            peer.command(cdb, flags: 0xA0, expected: 64, data: [UInt8](repeating: 0xE4, count: 64)))
-        #expect(answers.map(\.sense) == [[5, 0x20, 0]])
+        let names = ["own", "forbidden", "open", "secret", "reverting"].map { "iqn.2026-11.test:\($0)" }
+        for (index, name) in names.enumerated() {
+            try peer.registry.addTarget(name)
+            try peer.registry.addLUN(
+                name, lun: 0, device: MemoryDevice(sizeBytes: 1 << 20),
+                identity: LogicalUnitIdentity(naa: "6589cfc00000000000000000000001\(index)0", serial: "T\(index)"))
+        }
+        let chap = try CHAPCredentials(user: "u", secret: Array("wonderland-2026".utf8))
+        for name in [names[2], names[4]] { try peer.registry.allow(name, initiator: .any) }
+        try peer.registry.allow(names[3], initiator: .any, chap: chap)
+        peer.registry.blockLogins(naa: "6589cfc0000000000000000000000140")
+        func copies(to naa: String) -> [UInt8] {
+            let digits = Array(naa)
+            let bytes = stride(from: 0, to: 32, by: 2).map { UInt8(String(digits[$0...($0 + 1)]), radix: 16) ?? 0 }
+            let own: [UInt8] = [0x65, 0x89, 0xCF, 0xC0] + [UInt8](repeating: 0, count: 12)
+            let head: [UInt8] = [0xE4, 0, 0, 0, 1, 3, 0, 16]
+            let tail: [UInt8] = [0, 0, 0, 0, 0, 0, 2, 0]
+            let units = head + own + tail + head + bytes + tail
+            let segment: [UInt8] = [2, 0, 0, 24, 0, 0, 0, 1, 0, 0, 0, 1] + [UInt8](repeating: 0, count: 16)
+            let list: [UInt8] = [1, 0, 0, 64, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 0] + units + segment
+            let cdb: [UInt8] = [0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, UInt8(list.count), 0, 0]
+            return peer.exchange(peer.command(cdb, flags: 0xA0, expected: list.count, data: list)).first?.sense ?? []
+        }
+        let unreachable: [UInt8] = [0x0A, 0x0D, 0x02]
+        // The other LUN of the session's own target.
+        #expect(copies(to: "6589cfc0000000000000000000000001") == [])
+        #expect(copies(to: "6589cfc0000000000000000000000100") == unreachable)
+        #expect(copies(to: "6589cfc0000000000000000000000110") == unreachable)
+        #expect(copies(to: "6589cfc0000000000000000000000120") == [])
+        #expect(copies(to: "6589cfc0000000000000000000000130") == unreachable)
+        #expect(copies(to: "6589cfc0000000000000000000000140") == unreachable)
+        #expect(copies(to: "6589cfc00000000000000000000001f0") == unreachable)
+        // The very secret with which it logged in opens the other target, too.
+        try peer.registry.allow(ScriptedSession.iqn, initiator: .named(ScriptedSession.initiator), chap: chap)
+        #expect(copies(to: "6589cfc0000000000000000000000130") == [])
     }
 
     @Test("SPDK: abort, R2T and the removal of the LUN in any order leave nothing behind")

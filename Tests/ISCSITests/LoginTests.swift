@@ -11,7 +11,7 @@ struct FixedPolicy: LoginPolicy {
 
     func authorize(initiator: String, target: String?) -> LoginAuthorization {
         if let refusal { return .refused(refusal) }
-        return .allowed(credentials: credentials, portalGroupTag: 1)
+        return .allowed(credentials: credentials)
     }
 }
 

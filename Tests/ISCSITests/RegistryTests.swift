@@ -72,7 +72,7 @@ struct RegistryTests {
         }
         let port = InitiatorPort(name: "iqn.2026-11.test:i", isid: 1)
         let nexuses = [iqn, "iqn.2026-11.test:second"].map { name in
-            TargetDirectory(registry: registry, iqn: name, advertisedPortals: []).attach(lun: 3, initiatorPort: port)
+            TargetDirectory(registry: registry, iqn: name).attach(lun: 3, initiatorPort: port)
         }
         let first = try #require(nexuses[0])
         let second = try #require(nexuses[1])
@@ -137,9 +137,9 @@ struct RegistryTests {
         try registry.allow(iqn, initiator: .any, chap: chap)
         try registry.allow(iqn, initiator: .named("iqn.2026-11.test:INITIATOR"))
         guard
-            case .allowed(let credentials, _) = registry.authorize(
+            case .allowed(let credentials) = registry.authorize(
                 initiator: "iqn.2026-11.test:initiator", target: iqn), credentials.isEmpty,
-            case .allowed(let others, _) = registry.authorize(initiator: "iqn.2026-11.test:x", target: iqn),
+            case .allowed(let others) = registry.authorize(initiator: "iqn.2026-11.test:x", target: iqn),
             others == [chap]
         else {
             Issue.record("wrong rule")
@@ -152,5 +152,69 @@ struct RegistryTests {
         try registry.deny(iqn, initiator: .named("iqn.2026-11.test:initiator"))
         #expect(drops.reasons.count == 1)
         #expect(registry.metrics()[0].loginsAccepted == 1)
+    }
+
+    @Test("each portal group is a port of each target, its relative identifier the same after every restart")
+    func portalGroups() throws {
+        func ports() throws -> [TargetPort] {
+            let registry = TargetRegistry()
+            try registry.setPortalGroup(2, access: .activeNonOptimized)
+            try registry.addTarget(iqn)
+            try registry.addLUN(iqn, lun: 0, device: MemoryDevice(sizeBytes: 1 << 20), identity: identity(1))
+            return try ([1, 2] as [UInt16]).map { tag in
+                let directory = TargetDirectory(registry: registry, iqn: iqn, portalGroupTag: tag)
+                return try #require(
+                    directory.attach(lun: 0, initiatorPort: InitiatorPort(name: "iqn.2026-11.test:i", isid: 1))
+                ).targetPort
+            }
+        }
+        let first = try ports()
+        #expect(first.map(\.groupTag) == [1, 2])
+        #expect(first[0].relativeIdentifier != first[1].relativeIdentifier)
+        #expect(try ports().map(\.relativeIdentifier) == first.map(\.relativeIdentifier))
+    }
+
+    @Test("the state of a portal group goes to every volume and is an attention on every path")
+    func groupStates() throws {
+        let registry = TargetRegistry()
+        try registry.setPortalGroup(2, access: .standby)
+        try registry.addTarget(iqn)
+        try registry.addLUN(iqn, lun: 0, device: MemoryDevice(sizeBytes: 1 << 20), identity: identity(1))
+        let nexuses = try ([1, 2] as [UInt16]).map { tag in
+            let directory = TargetDirectory(registry: registry, iqn: iqn, portalGroupTag: tag)
+            return try #require(directory.attach(lun: 0, initiatorPort: InitiatorPort(name: "iqn.a:i", isid: 1)))
+        }
+        func sense(_ nexus: LogicalUnitNexus) -> AdditionalSense? {
+            let started = nexus.unit.begin(CommandBlock([0, 0, 0, 0, 0, 0]), nexus: nexus)
+            guard case .end(.sense(let sense)) = started.disposition else { return nil }
+            return sense.additional
+        }
+        func expect(_ first: AdditionalSense?, _ second: AdditionalSense?) {
+            #expect(nexuses.map(sense) == [first, second])
+        }
+        expect(nil, .portInStandby)
+        try registry.setPortalGroup(2, access: .activeOptimized)
+        try registry.setPortalGroup(1, access: .unavailable)
+        #expect(registry.portalGroups().map(\.access) == [.unavailable, .activeOptimized])
+        expect(.accessStateChanged, .accessStateChanged)
+        expect(.portUnavailable, nil)
+    }
+
+    @Test("SendTargets names every portal with its group: its own address, the one that is advertised, or the one reached")
+    func discovery() throws {
+        let registry = TargetRegistry()
+        try registry.addTarget(iqn)
+        try registry.allow(iqn, initiator: .any)
+        let portals = [
+            Portal(host: "0.0.0.0", port: 3260, groupTag: 1), Portal(host: "198.51.100.7", port: 3261, groupTag: 2),
+            Portal(host: "fe80::1", port: 3262, groupTag: 3),
+            Portal(host: "10.0.0.1", port: 3260, groupTag: 4, advertised: ["nas.example:3260"]),
+        ]
+        let found = TargetDirectory(registry: registry, iqn: "", portals: portals).discover(
+            initiator: "iqn.2026-11.test:i", name: nil, localAddress: "192.0.2.1:3260")
+        #expect(
+            found.map(\.addresses) == [
+                ["192.0.2.1:3260,1", "198.51.100.7:3261,2", "[fe80::1]:3262,3", "nas.example:3260,4"]
+            ])
     }
 }

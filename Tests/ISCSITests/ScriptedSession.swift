@@ -41,7 +41,7 @@ final class ScriptedSession: SessionTransport {
         session = Session(
             outcome: outcome, limits: limits, counters: SessionCounters(),
             directory: TargetDirectory(
-                registry: registry, iqn: isDiscovery ? "" : Self.iqn, advertisedPortals: []),
+                registry: registry, iqn: isDiscovery ? "" : Self.iqn),
             localAddress: "192.0.2.1:3260", transport: self)
     }
 

@@ -27,7 +27,7 @@ struct PrimaryCommandTests {
         let test = try UnitUnderTest()
         let data = test.perform([0x12, 0, 0, 1, 0, 0]).data
         #expect(data.count == 96)
-        #expect(Array(data[0..<8]) == [0x00, 0x00, 0x06, 0x12, 91, 0x10, 0x10, 0x02])
+        #expect(Array(data[0..<8]) == [0x00, 0x00, 0x06, 0x12, 91, 0x18, 0x10, 0x02])
         #expect(String(decoding: data[8..<36], as: UTF8.self) == "STILLPNTStillpoint      0001")
         #expect(Array(data[58..<66]) == [0x00, 0xA0, 0x09, 0x60, 0x04, 0x60, 0x04, 0xC0])
         #expect(test.perform([0x12, 0, 0, 0, 5, 0]).data.count == 5)
