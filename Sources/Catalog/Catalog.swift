@@ -38,7 +38,7 @@ public final class Catalog: Sendable {
     /// The order is the order of application; an entry that has been released is never changed. A family of tables
     /// is one file with its array of migrations, its records and the methods on them.
     static var migrations: [CatalogMigration] {
-        targetMigrations + agentMigrations + jobMigrations + sagaMigrations
+        targetMigrations + agentMigrations + jobMigrations + sagaMigrations + reservationMigrations
     }
 
     private static func migrate(_ queue: DatabaseQueue, _ migrations: [CatalogMigration]) throws {
@@ -65,6 +65,17 @@ public final class Catalog: Sendable {
     ) async throws(CatalogError) -> Value {
         do {
             return try await queue.write(body)
+        } catch let error as CatalogError {
+            throw error
+        } catch {
+            throw CatalogError("the catalog refused a change: \(error)")
+        }
+    }
+
+    /// ``write(_:)`` for threads that may wait.
+    func writeBlocking<Value>(_ body: (Database) throws -> Value) throws(CatalogError) -> Value {
+        do {
+            return try queue.write(body)
         } catch let error as CatalogError {
             throw error
         } catch {

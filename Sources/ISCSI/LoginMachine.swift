@@ -214,7 +214,8 @@ struct LoginMachine {
         agreed.firstBurstBytes = min(agreed.firstBurstBytes, agreed.maxBurstBytes)
         return LoginOutcome(
             initiatorPort: InitiatorPort(name: initiator, isid: request.lun >> 16), target: target,
-            parameters: agreed, connectionID: UInt16(request[long: 20] >> 16), portalGroupTag: portalGroupTag, user: user,
+            parameters: agreed, connectionID: UInt16(request[long: 20] >> 16), portalGroupTag: portalGroupTag,
+            user: user,
             commandSN: request.sequenceNumber, statusSN: statusSN &+ 1)
     }
 

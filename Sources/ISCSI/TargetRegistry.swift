@@ -204,9 +204,15 @@ public final class TargetRegistry: Sendable {
     }
 
     /// Refuses logins to every target that holds the device until ``unblockLogins(naa:)``, with a status that makes
-    /// initiators try again. Sessions that are there stay. Calls are counted: each needs its own unblocking.
+    /// initiators try again, and copies from other volumes. Sessions that are there stay. Calls are counted: each needs
+    /// its own unblocking.
     public func blockLogins(naa: String) {
-        state.withLock { $0.blocked[naa.lowercased(), default: 0] += 1 }
+        let unit = state.withLock { state in
+            state.blocked[naa.lowercased(), default: 0] += 1
+            return state.units[naa.lowercased()]
+        }
+        // A copy that came from another volume is under way in no session of this one.
+        unit?.awaitRunning()
     }
 
     public func unblockLogins(naa: String) {

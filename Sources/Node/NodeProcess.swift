@@ -61,7 +61,8 @@ final class NodeProcess: Sendable {
             let blocking = BlockingCalls(threads)
             let pool = try await blocking.run { try openPool(configuration, logger) }
             undo.append { _ = try? await blocking.run { try pool.close() } }
-            let registry = TargetRegistry()
+            let registry = TargetRegistry(
+                reservationStore: CatalogReservations(catalog: catalog, logger: logger))
             let reservations = VolumeReservations()
             let inventory = Inventory(
                 pool: pool, registry: registry, catalog: catalog, secrets: identity.secrets,
@@ -97,13 +98,14 @@ final class NodeProcess: Sendable {
         _ configuration: NodeConfiguration, _ inventory: Inventory, _ addresses: ListeningAddresses, _ logger: Logger
     ) async throws -> ISCSIServer {
         let server = ISCSIServer(
-            registry: inventory.registry, group: MultiThreadedEventLoopGroup.singleton, logger: logger,
-            advertisedPortals: configuration.iscsiAdvertise.map { [$0.description] } ?? [])
+            registry: inventory.registry, group: MultiThreadedEventLoopGroup.singleton, logger: logger)
         let listen = configuration.iscsiListen
         let bound: SocketAddress
         do {
             let resolved = try SocketAddress.makeAddressResolvingHost(listen.host, port: listen.port)
-            bound = try await server.start(host: resolved.ipAddress ?? listen.host, port: listen.port)
+            bound = try await server.start(
+                host: resolved.ipAddress ?? listen.host, port: listen.port,
+                advertised: configuration.iscsiAdvertise.map { [$0.description] } ?? [])
         } catch {
             throw ServeFailure("cannot listen for iSCSI on \(listen): \(reason(error))")
         }

@@ -106,7 +106,9 @@ struct CopyOperation: Sendable {
     }
 
     /// COPY ABORTED, with the segment in the COMMAND-SPECIFIC INFORMATION field (SPC-4 6.4.4).
-    static func aborted(_ reason: AdditionalSense, _ piece: Piece) -> SenseData { aborted(reason, segment: piece.segment) }
+    static func aborted(_ reason: AdditionalSense, _ piece: Piece) -> SenseData {
+        aborted(reason, segment: piece.segment)
+    }
 
     static func aborted(_ reason: AdditionalSense, segment: Int) -> SenseData {
         var sense = SenseData(.copyAborted, reason)

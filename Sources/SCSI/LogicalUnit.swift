@@ -135,6 +135,12 @@ public final class LogicalUnit: Sendable {
     public func detachAll(targetName: String) {
         let ended = state.withLock { state in state.nexuses.filter { $0.targetPort.name == targetName } }
         for nexus in ended { detach(nexus) }
+        awaitRunning()
+    }
+
+    /// Returns when everything that touched the device at the time of the call has let go of it; each is a step of a
+    /// few MiB, or a flush.
+    public func awaitRunning() {
         let flag = DrainFlag()
         if state.withLock({ $0.running.drain { flag.set() } }) { return }
         while !flag.isSet { usleep(200) }

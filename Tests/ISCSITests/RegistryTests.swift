@@ -200,7 +200,9 @@ struct RegistryTests {
         expect(.portUnavailable, nil)
     }
 
-    @Test("SendTargets names every portal with its group: its own address, the one that is advertised, or the one reached")
+    @Test(
+        "SendTargets names every portal with its group: its own address, the one that is advertised, or the one reached"
+    )
     func discovery() throws {
         let registry = TargetRegistry()
         try registry.addTarget(iqn)

@@ -41,7 +41,9 @@ struct AccessStateTests {
             UnitPort(port: first, access: .activeOptimized), UnitPort(port: second, access: access),
         ])
         let refused = CommandEnd.sense(SenseData(.notReady, reason))
-        for cdb: [UInt8] in [[0, 0, 0, 0, 0, 0], [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], [0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
+        for cdb: [UInt8] in [
+            [0, 0, 0, 0, 0, 0], [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], [0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        ] {
             #expect(test.perform(cdb, from: other).end == refused)
             #expect(test.perform(cdb).end == .good)
         }

@@ -144,7 +144,8 @@ struct DurableReservationTests {
             #expect(keys(test).isEmpty)
         }
         #expect(
-            out(test, 0x00, other: 0x11, flags: 0x08, more: [0, 0, 0, 99] + good) == .illegal(.parameterListLengthError))
+            out(test, 0x00, other: 0x11, flags: 0x08, more: [0, 0, 0, 99] + good) == .illegal(.parameterListLengthError)
+        )
     }
 
     @Test("REGISTER AND MOVE gives the reservation to the port it names, and UNREG lets go of the own registration")
@@ -152,7 +153,8 @@ struct DurableReservationTests {
         let test = try unit()
         func move(_ key: UInt64, _ new: UInt64, port: UInt16, flags: UInt8, _ name: [UInt8]) -> CommandEnd {
             let list =
-                test.bytes(key) + test.bytes(new) + [0, flags] + test.bytes(port) + test.bytes(UInt32(name.count)) + name
+                test.bytes(key) + test.bytes(new) + [0, flags] + test.bytes(port) + test.bytes(UInt32(name.count))
+                + name
             return test.perform([0x5F, 7, 0, 0, 0, 0, 0, 0, UInt8(list.count), 0], data: list).end
         }
         let goal = transportID("iqn.2026-11.test:two", isid: 2)

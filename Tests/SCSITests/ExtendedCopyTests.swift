@@ -128,8 +128,10 @@ struct ExtendedCopyTests {
         let stranger = UnitUnderTest.attach(test.unit, initiator: "iqn.2026-11.test:one", isid: 3)
         let bytes = list(units, [segment(8, from: 0, to: 0, destination: 1)])
         #expect(
-            test.perform([0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, UInt8(bytes.count), 0, 0], data: bytes, from: stranger)
-                .end == refused)
+            test.perform(
+                [0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, UInt8(bytes.count), 0, 0], data: bytes, from: stranger
+            )
+            .end == refused)
     }
 
     @Test("reservations and write protection of the other unit hold for a copy, too")
@@ -194,7 +196,8 @@ struct ExtendedCopyTests {
         let cdb: [UInt8] = [0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0] + test.bytes(UInt32(bytes.count)) + [0, 0]
         let long = list(
             [unit(UnitUnderTest.naa)],
-            [segment(4096, from: 0, to: 8192), segment(4096, from: 0, to: 8192), segment(4096, from: 0, to: 8192)], id: 3)
+            [segment(4096, from: 0, to: 8192), segment(4096, from: 0, to: 8192), segment(4096, from: 0, to: 8192)],
+            id: 3)
         let started = test.unit.begin(CommandBlock(cdb), nexus: nexus)
         guard case .parameterList(_, let operation) = started.disposition,
             case .blocking(var running) = test.unit.finish(operation, list: long, activity: started.activity)

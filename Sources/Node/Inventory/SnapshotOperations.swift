@@ -167,6 +167,7 @@ extension Inventory {
     private func removeExport(_ target: ExportedTarget) async throws {
         try? registry.removeTarget(target.iqn)
         try await catalog.deleteTarget(iqn: target.iqn)
+        for naa in target.luns.compactMap(\.naa) { try await forgetReservations(of: naa) }
         logger.notice("snapshot's export removed", metadata: ["target": "\(target.iqn)"])
     }
 

@@ -244,8 +244,17 @@ extension Inventory {
             }
             var served = target
             served.luns = kept
-            try await serve(served)
+            do {
+                try await serve(served)
+            } catch TargetError.reservationsUnreadable(let naa, let reason) {
+                // Closed rather than open to everybody; the other targets are no worse for it.
+                logger.error(
+                    "a target stays closed: nobody knows who may write to one of its volumes",
+                    metadata: ["target": "\(target.iqn)", "device": "\(naa)", "reason": "\(reason)"])
+            }
         }
+        let exports = try await catalog.targets().flatMap { $0.luns.compactMap(\.naa) }
+        try await catalog.keepReservations(onlyOf: Set(exports + contents.volumes.map(\.naa.description)))
     }
 }
 

@@ -127,6 +127,7 @@ extension Inventory {
                 throw error
             }
             try await forgetTargets(of: volume.id.description)
+            try await forgetReservations(of: naa)
             logger.notice("volume deleted", metadata: ["volume": "\(name)", "snapshots": "\(doomed.count)"])
         }
     }

@@ -52,6 +52,8 @@ extension APIFailure {
         case .identityInUse(let naa): "the identity \(naa) is in use already"
         case .blocked(let naa): "the device \(naa) is being reverted"
         case .noSuchRule(let iqn, _): "\(iqn) has no such rule"
+        case .reservationsUnreadable(let naa, let reason):
+            "the persistent reservations of \(naa) cannot be read, so nobody knows who may write: \(reason)"
         case .limit(let what): "its limit is reached: \(what)"
         }
     }
