@@ -59,7 +59,7 @@ let package = Package(
 
         // The data plane: no Foundation, no GRDB, no HTTP.
         .target(name: "BlockIO", dependencies: ["CLinux"], swiftSettings: strict),
-        .target(name: "BlockStore", dependencies: ["BlockIO"], swiftSettings: strict),
+        .target(name: "BlockStore", dependencies: ["BlockIO", "CLinux"], swiftSettings: strict),
         .target(name: "SCSI", dependencies: ["BlockIO"], swiftSettings: strict),
         .target(
             name: "ISCSI",

@@ -145,6 +145,8 @@ struct Superblock: Equatable, Sendable {
     var catalogRoot = NodePointer.null
     var catalogBytes: UInt64 = 0
     var createdAt: UInt64 = 0
+    /// Of the volatile log that belongs to the state from here on; 0 for none.
+    var session: UInt64 = 0
 
     /// Levels of pages above the bitmap pages.
     var allocationLevel: Int { MetadataWriter.streamLevel(pages: Int(totalBlocks / regionBlocks)) }
@@ -178,6 +180,7 @@ struct Superblock: Equatable, Sendable {
         writer.put(catalogRoot)
         writer.put(catalogBytes)
         writer.put(createdAt)
+        writer.put(session)
         writer.pad(to: Format.blockBytes)
         writer.bytes.removeLast(4)
         writer.put(writer.bytes.withUnsafeBytes { CRC32C.checksum($0) })
@@ -231,6 +234,7 @@ struct Superblock: Equatable, Sendable {
         result.catalogRoot = try reader.getPointer()
         result.catalogBytes = try reader.get()
         result.createdAt = try reader.get()
+        result.session = try reader.get()
         return result
     }
 }

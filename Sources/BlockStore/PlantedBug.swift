@@ -37,6 +37,12 @@ enum PlantedBug: String, CaseIterable, Sendable {
     case recoveredBlocksFree
     /// A read-modify-write does not notice another write that came between.
     case claimIgnored
+    /// A change is acknowledged though the volatile log had no room for it.
+    case logFailureIgnored
+    /// The volatile log is emptied before what was replayed from it is durable.
+    case logDroppedTooEarly
+    /// What is in the journal is replayed from the volatile log again.
+    case logRepeatsJournal
 }
 
 extension PoolCore {

@@ -1,4 +1,5 @@
 internal import BlockIO
+internal import Synchronization
 
 /// The journal: records are gathered in memory in the order of their changes, and one thread at a time appends what
 /// has gathered as one batch, for all that wait.
@@ -10,11 +11,19 @@ extension PoolCore {
         return lastRecord
     }
 
+    /// Appends a record that is a change of its own.
     func append(_ record: JournalRecord) -> UInt64 {
+        defer { noteAppended() }
+        return appendPart(record)
+    }
+
+    /// Appends a record of a change that has several; `noteAppended()` follows after the last.
+    func appendPart(_ record: JournalRecord) -> UInt64 {
         record.encode(into: &pending.writer)
         return didAppendRecord()
     }
 
+    /// As `appendPart`, for a map record.
     func appendMap(
         volume: UInt32, block: UInt64, physical: UInt64, crcs: UnsafeBufferPointer<UInt32>
     ) -> UInt64 {
@@ -77,14 +86,17 @@ extension PoolCore {
     /// Closes the batch that is being gathered.
     func seal() {
         sealedBytes += pending.writer.bytes.count
+        if !pending.writer.bytes.isEmpty { batchesAhead += 1 }
         sealed.append(pending)
         pending = PendingRecords(lastRecord: lastRecord)
     }
 
     /// Called and returns with the lock held; lets go of it while it writes.
-    private func leadCommit() throws(PoolError) {
+    func leadCommit() throws(PoolError) {
         isCommitting = true
         seal()
+        // Not in `seal()`: a checkpoint seals too, and its batches are not on their way to the journal yet.
+        volatileLog?.turn()
         let batches = sealed
         sealed = []
         sealedBytes = 0
@@ -107,8 +119,10 @@ extension PoolCore {
             fail("\(failed)")
             throw failed
         }
+        batchesAhead -= end.sequence - journalEnd.sequence
         journalEnd = end
         committedRecord = batches.last?.lastRecord ?? committedRecord
+        if unnotedThrough.load(ordering: .relaxed) <= committedRecord { unnotedThrough.store(0, ordering: .releasing) }
         statistics.commits += 1
         statistics.journalBytesWritten += written
         releaseRetired()

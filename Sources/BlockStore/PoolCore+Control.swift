@@ -115,6 +115,7 @@ extension PoolCore {
             result.dataBytesWritten = dataBytesWritten.load(ordering: .relaxed)
             result.checksumErrors = checksumErrors.load(ordering: .relaxed)
             result.reclaimsPending = UInt64(doomed.count)
+            result.volatileLog = volatileLogState
             if let failure {
                 result.state = .readOnly(reason: failure)
             } else if options.isReadOnly {
@@ -217,9 +218,26 @@ extension PoolCore {
         // Readers hold no lock while they read; the file must outlive them.
         monitor.withLock { while isCommitting { monitor.wait() } }
         awaitReaders()
+        if failed == nil {
+            do {
+                try commitTheLast()
+            } catch {
+                failed = error
+            }
+        }
         monitor.withLock { forgetObjects() }
         file.close()
         if let failed { throw failed }
+    }
+
+    /// Nothing can enter any more: what did so since the last pass gets into the journal, and the log has served.
+    private func commitTheLast() throws(PoolError) {
+        monitor.lock()
+        defer { monitor.unlock() }
+        guard failure == nil, !options.isReadOnly else { return }
+        if committedRecord < lastRecord { try leadCommit() }
+        volatileLog?.remove()
+        volatileLog = nil
     }
 
     /// Lets go of volumes, datasets and layers, which refer to each other. The pool must be closed.

@@ -27,7 +27,7 @@ extension PoolCore {
                 target.copyMemory(from: buffer)
             }
         }
-        if durability == .durable, let record { try commitForDevice(record) }
+        try settle(record, durability)
     }
 
     func compareAndWrite(
@@ -46,7 +46,7 @@ extension PoolCore {
             }
             target.copyMemory(from: replacement)
         }
-        if durability == .durable { try commitForDevice(record) }
+        try settle(record, durability)
     }
 
     func flush(_ volume: Volume) throws(BlockError) {
@@ -67,11 +67,19 @@ extension PoolCore {
             let middle = min(end, firstWhole * Self.blockBytes)
             try zero(volume, from: offset, to: middle)
             try zero(volume, from: middle, to: end)
-            return
+            return try settle(nil, .cached)
         }
         try zero(volume, from: offset, to: firstWhole * Self.blockBytes)
         try zero(volume, from: endWhole * Self.blockBytes, to: end)
         try unmapBlocks(volume, firstWhole..<endWhole)
+        try settle(nil, .cached)
+    }
+
+    /// What has to happen before a change is acknowledged: it is durable, or it is in the volatile log with all before it.
+    private func settle(_ record: UInt64?, _ durability: WriteDurability) throws(BlockError) {
+        if durability == .durable, let record { return try commitForDevice(record) }
+        let unnoted = unnotedThrough.load(ordering: .acquiring)
+        if unnoted > 0 { try commitForDevice(unnoted) }
     }
 
     func commitForDevice(_ record: UInt64) throws(BlockError) {
@@ -277,7 +285,7 @@ extension PoolCore {
             for piece in pieces {
                 let block = first + UInt64(piece.index)
                 if piece.physical == 0 {
-                    record = append(.unmap(volume: volume.number, block: block, count: UInt64(piece.count)))
+                    record = appendPart(.unmap(volume: volume.number, block: block, count: UInt64(piece.count)))
                 } else {
                     let part = UnsafeBufferPointer(rebasing: crcs[piece.index..<(piece.index + piece.count)])
                     record = appendMap(volume: volume.number, block: block, physical: piece.physical, crcs: part)
@@ -292,6 +300,7 @@ extension PoolCore {
                 }
             }
         }
+        noteAppended()
         requestPassIfDue()
         if hasBug(.overwrittenReusedTooEarly) { releaseRetired() }
         return record

@@ -6,6 +6,8 @@ final class PendingRecords {
     var writer = ByteWriter()
     /// Number of the last record in it.
     var lastRecord: UInt64
+    /// How much of it is in the volatile log.
+    var notedBytes = 0
     /// Where the journal ends after this batch; set by the thread that appended it.
     var end: JournalPoint?
 
@@ -69,6 +71,14 @@ final class PoolCore: @unchecked Sendable {
     var hasUnsyncedData = false
     var journalEnd: JournalPoint
     var sealedBytes = 0
+    /// Batches with records that are sealed or being written: they come before the one that is being gathered.
+    var batchesAhead: UInt64 = 0
+
+    // The volatile log.
+    var volatileLog: VolatileLog?
+    var volatileLogProblem = "no directory was given for it"
+    /// The last record that the log lacks; until it is durable nothing is acknowledged. 0 when there is none.
+    let unnotedThrough = Atomic<UInt64>(0)
 
     // Blocks on their way to being free.
     /// Overwritten before any checkpoint saw them: free once the overwriting record is durable.

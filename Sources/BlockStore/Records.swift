@@ -86,6 +86,9 @@ public struct PoolStatistics: Sendable, Equatable {
     public var checksumErrors: UInt64 = 0
     /// Deleted snapshots and volumes whose blocks are not yet all freed.
     public var reclaimsPending: UInt64 = 0
+    public var volatileLog = VolatileLogState.off(reason: "")
+    /// Records that a killed process had acknowledged but not made durable, brought back when the pool was opened.
+    public var recordsFromVolatileLog: UInt64 = 0
 }
 
 /// Sizes and limits of a pool. Those marked *create* are fixed when the pool is made.
@@ -102,11 +105,16 @@ public struct PoolOptions: Sendable {
     public var isReadOnly = false
     /// Whether a thread of the pool's own does checkpoints and reclaim, or the caller through ``Pool/maintain()``.
     public var hasMaintenanceThread = true
+    /// A directory on tmpfs, of this user alone, for the log that lets acknowledged but unflushed changes survive the end
+    /// of the process (see ``VolatileLogDirectory``); nil for none.
+    public var volatileLogDirectory: String?
 
     /// Map pages that one maintenance pass looks at for reclaim.
     var reclaimPagesPerPass = 8192
     /// Hand out the lowest free block first, so that freed ones come back at once: for tests.
     var reusesBlocksFirst = false
+    /// In place of the directory: for tests.
+    var volatileLogStorage: (any VolatileLogStorage)?
     /// Switched on by tests only.
     var plantedBug: PlantedBug?
 

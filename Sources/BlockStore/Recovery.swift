@@ -31,6 +31,7 @@ extension PoolCore {
         let core = PoolCore(file: file, options: options, superblock: superblock)
         try core.space.reserveForPool(reserved)
         try core.maintain()
+        try core.beginVolatileLog(try core.replayVolatileLog())
         core.startWorker()
         return core
     }
@@ -57,10 +58,12 @@ extension PoolCore {
         try core.restoreRegions()
         try core.restoreCatalog()
         try core.replayJournal()
+        let log = options.isReadOnly ? nil : try core.replayVolatileLog()
         // A process that was killed may have left a batch, and the data before it, in the system's cache only. What is
         // served from now on counts as durable, so it has to be.
         if !options.isReadOnly { try core.syncFile("syncing what was recovered") }
         try core.occupyOverlay()
+        if !options.isReadOnly { try core.beginVolatileLog(log) }
         core.isCheckpointRequested = core.doomed.contains { $0.children.count <= 1 }
         core.requestPassIfDue()
         core.startWorker()

@@ -89,9 +89,35 @@ final class NodeProcess: Sendable {
         let path = configuration.effectivePoolPath
         var options = PoolOptions()
         if let maximum = configuration.poolMaximumBytes { options.maxSizeBytes = maximum }
-        guard !FileManager.default.fileExists(atPath: path) else { return try Pool.open(path: path, options: options) }
-        logger.notice("pool made", metadata: ["path": "\(path)"])
-        return try Pool.create(path: path, options: options)
+        options.volatileLogDirectory = volatileLogDirectory(configuration, logger)
+        guard FileManager.default.fileExists(atPath: path) else {
+            logger.notice("pool made", metadata: ["path": "\(path)"])
+            return try Pool.create(path: path, options: options)
+        }
+        let pool = try Pool.open(path: path, options: options)
+        let recovered = pool.statistics.recordsFromVolatileLog
+        if recovered > 0 {
+            logger.notice(
+                "writes that a killed node had answered and not flushed were brought back",
+                metadata: ["records": "\(recovered)"])
+        }
+        if options.volatileLogDirectory != nil, case .off(let reason) = pool.statistics.volatileLog {
+            logger.warning("writes that are not flushed will not survive a kill", metadata: ["reason": "\(reason)"])
+        }
+        return pool
+    }
+
+    /// Where what is answered but not flushed outlives this process: the run directory if it is on tmpfs, else /dev/shm.
+    private static func volatileLogDirectory(_ configuration: NodeConfiguration, _ logger: Logger) -> String? {
+        let candidates =
+            (configuration.runDirectory.map { ["\($0)/volatile-log"] } ?? []) + ["/dev/shm/stillpoint-\(geteuid())"]
+        let (path, problems) = VolatileLogDirectory.firstUsable(of: candidates)
+        if path == nil {
+            logger.warning(
+                "writes that are not flushed will not survive a kill",
+                metadata: ["reason": "\(problems.joined(separator: "; "))"])
+        }
+        return path
     }
 
     private static func startTarget(

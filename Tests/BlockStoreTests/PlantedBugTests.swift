@@ -10,6 +10,7 @@ import Testing
     struct PlantedBugTests {
         /// Found only by a torn batch of several sectors, or by a journal that wraps: looked for in longer runs.
         static let rare: Set<PlantedBug> = [.tornBatchAccepted, .journalReusedTooEarly]
+        static let ofVolatileLog: Set<PlantedBug> = [.logFailureIgnored, .logDroppedTooEarly, .logRepeatsJournal]
         /// These need a second thread, a full pool or rot, and have tests of their own.
         static let special: Set<PlantedBug> = [.claimIgnored, .checksumIgnored, .noReserve]
         static let isLongRun = (environmentNumber("STILLPOINT_SIM_SEEDS") ?? 0) >= 200
@@ -24,9 +25,11 @@ import Testing
             for seed in 1...limit {
                 var options = Simulator.Options()
                 options.plantedBug = bug
+                options.endsProcesses = Self.ofVolatileLog.contains(bug)
                 do {
                     try Simulator(seed: seed, options: options).run()
                 } catch {
+                    if environmentNumber("STILLPOINT_SIM_VERBOSE") != nil { print("\(bug) found with seed \(seed)") }
                     return
                 }
             }

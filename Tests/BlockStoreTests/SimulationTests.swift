@@ -13,11 +13,11 @@ struct SimulationTests {
         return 1..<(1 + (environmentNumber("STILLPOINT_SIM_SEEDS") ?? 40))
     }
 
-    private func run(_ faults: Simulator.Options.Faults) {
+    private func run(_ faults: Simulator.Options.Faults, endsProcesses: Bool = false) {
         var failures = 0
         for seed in seeds where failures < 5 {
             do {
-                try Simulator(seed: seed, options: .init(faults: faults)).run()
+                try Simulator(seed: seed, options: .init(faults: faults, endsProcesses: endsProcesses)).run()
             } catch {
                 failures += 1
                 Issue.record("\(error)")
@@ -27,6 +27,9 @@ struct SimulationTests {
 
     @Test("after a crash at any point everything flushed is there, cuts are exact, and every block has one owner")
     func crashes() { run(.crashesOnly) }
+
+    @Test("a process that ends at any point loses nothing acknowledged, flushed or not")
+    func processEnds() { run(.crashesOnly, endsProcesses: true) }
 
     @Test("the same holds when reads, writes and syncs fail")
     func errors() { run(.errors) }

@@ -6,8 +6,9 @@ import Testing
 
 /// One seeded history: the production store on a simulated disk, compared with a model after every crash.
 ///
-/// A crash may lose a suffix of the operations after the last durable one, and nothing else: what is found must equal
-/// the model after some operation not before the last durable one.
+/// A loss of power may lose a suffix of the operations after the last durable one, and nothing else: what is found must
+/// equal the model after some operation not before the last durable one. The end of the process alone loses nothing that
+/// was acknowledged, where there is a volatile log.
 final class Simulator {
     struct Failure: Error, CustomStringConvertible {
         var description: String
@@ -17,6 +18,8 @@ final class Simulator {
         var operations = 150
         var faults = Faults.crashesOnly
         var plantedBug: PlantedBug?
+        /// Most crashes end the process only, and there is always a volatile log.
+        var endsProcesses = false
 
         enum Faults {
             case crashesOnly
@@ -34,6 +37,11 @@ final class Simulator {
     /// The model after each operation since the last durable one; the first is that one.
     private var history: [PoolModel] = [PoolModel()]
     private var log: [String] = []
+    private var volatileLog: SimulatedLog?
+    private let logCapacityBytes: Int
+    /// The last state in the history may be of an operation that was not acknowledged.
+    private var hasUnanswered = false
+    private var boots: UInt64 = 1
     private let isSmall: Bool
     private let syncsOften: Bool
     private let reusesBlocksFirst: Bool
@@ -53,6 +61,15 @@ final class Simulator {
         syncsOften = generator.chance(20)
         reclaimPages = 1 + Int(generator.below(12))
         disk = SimulatedDisk(seed: generator.next(), capacityBytes: isTight ? 7 << 20 : .max)
+        logCapacityBytes = generator.chance(30) ? 300 + Int(generator.below(3000)) : .max
+        if generator.chance(60) || options.endsProcesses { volatileLog = freshLog() }
+    }
+
+    private func freshLog() -> SimulatedLog {
+        boots += 1
+        return SimulatedLog(
+            bootID: ObjectID(high: seed, low: boots), capacityBytes: logCapacityBytes,
+            isDead: { [disk] in disk.isDead })
     }
 
     private func poolOptions() -> PoolOptions {
@@ -65,6 +82,7 @@ final class Simulator {
         options.reclaimPagesPerPass = reclaimPages
         options.reusesBlocksFirst = reusesBlocksFirst
         options.plantedBug = self.options.plantedBug
+        options.volatileLogStorage = volatileLog
         return options
     }
 
@@ -100,19 +118,65 @@ final class Simulator {
     deinit { abandon() }
 
     private func recover() throws {
-        disk = generator.chance(15) ? disk.handedOver() : disk.crashed()
-        let opened: Pool
-        do {
-            opened = try Pool.open(on: disk, options: poolOptions())
-        } catch {
-            throw fail("opening failed: \(error)")
+        // Nothing that was acknowledged is lost when only processes end.
+        var mustHaveAll = volatileLog != nil
+        var opened: Pool?
+        while opened == nil {
+            if !endProcessOrPower() { mustHaveAll = false }
+            if generator.chance(25) { planToDieInRecovery() }
+            do {
+                opened = try Pool.open(on: disk, options: poolOptions())
+            } catch {
+                guard disk.isDead else { throw fail("opening failed: \(error)") }
+                log.append("crash during recovery")
+            }
+            if !disk.isDead { disk.setPlan(nil) }
         }
+        try compare(opened!, mustHaveAll: mustHaveAll)
+    }
+
+    /// Recovery ends at one of its last calls, which are those that write.
+    private func planToDieInRecovery() {
+        let copy = disk.copy()
+        var options = poolOptions()
+        options.volatileLogStorage = volatileLog?.handedOver()
+        guard let pool = try? Pool.open(on: copy, options: options) else { return }
+        pool.core.monitor.withLock { pool.core.forgetObjects() }
+        let at = copy.callCount - min(copy.callCount - 1, generator.below(12))
+        disk.setPlan { call, _ in call == at ? .powerLoss : nil }
+    }
+
+    /// The end of the process alone, which leaves the system's cache and the volatile log, or a loss of power. True for
+    /// the former.
+    private func endProcessOrPower() -> Bool {
+        if generator.chance(options.endsProcesses ? 70 : volatileLog == nil ? 15 : 30) {
+            log.append("the process ends")
+            disk = disk.handedOver()
+            volatileLog = volatileLog?.handedOver { [disk] in disk.isDead }
+            return true
+        }
+        log.append("the power ends")
+        disk = disk.crashed()
+        if let old = volatileLog {
+            // Now and then the files are still there, of the run before.
+            let fresh = freshLog()
+            volatileLog =
+                generator.chance(30) ? old.handedOver(bootID: fresh.bootID) { [disk] in disk.isDead } : fresh
+        }
+        return false
+    }
+
+    private func compare(_ opened: Pool, mustHaveAll: Bool) throws {
         let report = PoolChecker.check(opened)
         guard report.isSound else { throw fail("after recovery: \(report.problems)") }
         let found = try readAll(opened)
         guard let index = history.lastIndex(of: found) else {
             throw fail(difference(found))
         }
+        guard !mustHaveAll || index >= history.count - (hasUnanswered ? 2 : 1) else {
+            throw fail("the process ended and acknowledged operations are gone: \(index) of \(history.count - 1)")
+        }
+        hasUnanswered = false
         log.append("recovered to \(index) of \(history.count - 1)")
         model = history[index]
         history = [model]
@@ -214,12 +278,14 @@ final class Simulator {
             refused += 1
             if disk.isDead {
                 history.append(changed)
+                hasUnanswered = true
                 crash("power loss")
             } else if case .readOnly(let reason) = pool.statistics.state {
                 if options.faults == .crashesOnly || reason.contains("damaged") {
                     throw fail("the pool failed by itself: \(reason)")
                 }
                 history.append(changed)
+                hasUnanswered = true
                 crash("the pool failed")
             } else if options.faults == .crashesOnly, !isNoSpace(error) {
                 throw fail("\(name) failed: \(error)")
@@ -489,7 +555,6 @@ final class Simulator {
         guard pool != nil else { return }
         disk.setPlan(nil)
         pool = nil
-        disk = disk.handedOver()
         try recover()
     }
 }

@@ -97,7 +97,7 @@ public final class SimulatedDisk: StorageFile {
         }
     }
 
-    /// The disk as a process finds it that starts after the one before was killed: nothing is lost.
+    /// The disk as a process finds it that starts after the one before was killed: no write that returned is lost.
     public func handedOver() -> SimulatedDisk {
         state.withLock { state in
             state.isDead = true
@@ -180,7 +180,12 @@ public final class SimulatedDisk: StorageFile {
             case .lost: return
             case .misdirect(let block): offset = block * UInt64(Self.blockBytes)
             case .powerLoss:
-                state.pending.append(.write(offset: offset, bytes: Array(buffer)))
+                let change = Change.write(offset: offset, bytes: Array(buffer))
+                state.pending.append(change)
+                // A process that is killed in the middle leaves a part in the system's cache.
+                var generator = state.generator
+                Self.apply(change, to: &state.live, tearing: &generator)
+                state.generator = generator
                 state.isDead = true
                 throw StorageError(errno: 5)
             default: break

@@ -1,0 +1,135 @@
+internal import CLinux
+internal import Glibc
+
+/// The two files of a volatile log. They outlive the process and vanish with the machine's memory.
+protocol VolatileLogStorage: AnyObject, Sendable {
+    /// Of the machine's run, which the files do not outlive.
+    var bootID: ObjectID { get }
+
+    /// All bytes of a file (0 or 1); empty when there is none.
+    func contents(ofFile file: Int) -> [UInt8]
+    /// Returns 0, or the errno when not all of `bytes` could be written.
+    func write(_ bytes: UnsafeRawBufferPointer, at offset: Int, toFile file: Int) -> Int32
+    /// Makes a file empty; returns 0 or the errno.
+    func clear(file: Int) -> Int32
+    /// Removes both files; they may not be used afterwards.
+    func remove()
+}
+
+/// Why there is no volatile log; a text for people.
+struct VolatileLogUnavailable: Error {
+    var reason: String
+}
+
+/// The files of a volatile log in a directory on tmpfs.
+final class MemoryFileLogStorage: VolatileLogStorage {
+    /// More than a log ever grows to; a longer file is not ours.
+    static let mostBytes = 1 << 30
+
+    let bootID: ObjectID
+    private let directory: Int32
+    private let names: [String]
+    private let files: [Int32]
+
+    init(directory path: String, poolID: ObjectID) throws(VolatileLogUnavailable) {
+        guard let bootID = Self.currentBootID() else {
+            throw VolatileLogUnavailable(reason: "the machine does not tell its boot id")
+        }
+        self.bootID = bootID
+        directory = try VolatileLogDirectory.open(path)
+        names = (0..<2).map { "pool-\(poolID).\($0)" }
+        var opened: [Int32] = []
+        var failure: Int32 = 0
+        for name in names where failure == 0 {
+            let file = clinux_open_private_file(directory, name)
+            if file < 0 { failure = -file } else { opened.append(file) }
+        }
+        // Another process has a copy of the pool open.
+        if failure == 0 { failure = clinux_file_lock(opened[0], 1) }
+        files = opened
+        guard failure == 0 else {
+            for file in opened { Glibc.close(file) }
+            Glibc.close(directory)
+            throw VolatileLogUnavailable(reason: "the files in \(path) cannot be used (errno \(failure))")
+        }
+    }
+
+    deinit {
+        for file in files { Glibc.close(file) }
+        Glibc.close(directory)
+    }
+
+    static func currentBootID() -> ObjectID? {
+        let file = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC)
+        guard file >= 0 else { return nil }
+        defer { Glibc.close(file) }
+        var bytes = [UInt8](repeating: 0, count: 64)
+        let count = Glibc.read(file, &bytes, bytes.count)
+        guard count >= 36 else { return nil }
+        return VolumeID(String(decoding: bytes[..<36], as: UTF8.self))?.value
+    }
+
+    func contents(ofFile file: Int) -> [UInt8] {
+        var size: UInt64 = 0
+        var isBlockDevice: Int32 = 0
+        guard clinux_file_size(files[file], &size, &isBlockDevice) == 0, size <= UInt64(Self.mostBytes) else {
+            return []
+        }
+        var bytes = [UInt8](repeating: 0, count: Int(size))
+        var done = 0
+        while done < bytes.count {
+            let count = bytes.withUnsafeMutableBytes {
+                pread(files[file], $0.baseAddress! + done, $0.count - done, off_t(done))
+            }
+            if count < 0, errno == EINTR { continue }
+            guard count > 0 else { break }
+            done += count
+        }
+        return Array(bytes[..<done])
+    }
+
+    func write(_ bytes: UnsafeRawBufferPointer, at offset: Int, toFile file: Int) -> Int32 {
+        var done = 0
+        while done < bytes.count {
+            let count = pwrite(files[file], bytes.baseAddress! + done, bytes.count - done, off_t(offset + done))
+            if count < 0, errno == EINTR { continue }
+            if count < 0 { return errno }
+            if count == 0 { return ENOSPC }
+            done += count
+        }
+        return 0
+    }
+
+    func clear(file: Int) -> Int32 { clinux_truncate_file(files[file], 0) }
+
+    func remove() {
+        for name in names { _ = clinux_remove_file(directory, name) }
+    }
+}
+
+/// Directories that can hold volatile logs: on tmpfs, of this user alone.
+public enum VolatileLogDirectory {
+    /// The first of `candidates` (absolute paths) that can be used, made if need be; and for each one before it, why not.
+    public static func firstUsable(of candidates: [String]) -> (path: String?, problems: [String]) {
+        var problems: [String] = []
+        for path in candidates {
+            do {
+                Glibc.close(try open(path))
+                return (path, problems)
+            } catch {
+                problems.append(error.reason)
+            }
+        }
+        return (nil, problems)
+    }
+
+    static func open(_ path: String) throws(VolatileLogUnavailable) -> Int32 {
+        let directory = clinux_open_memory_directory(path)
+        guard directory < 0 else { return directory }
+        switch -directory {
+        case ENOTSUP: throw VolatileLogUnavailable(reason: "\(path) does not lie on tmpfs")
+        case EPERM: throw VolatileLogUnavailable(reason: "\(path) belongs to another user or is open to others")
+        case let errno: throw VolatileLogUnavailable(reason: "\(path) cannot be opened (errno \(errno))")
+        }
+    }
+}
