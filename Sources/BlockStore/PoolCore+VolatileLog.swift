@@ -21,7 +21,8 @@ extension PoolCore {
         return volatileLog.isBroken || unnotedThrough.load(ordering: .relaxed) > 0 ? .full : .active
     }
 
-    /// A file is about twice as long as the records that may gather, since the smallest have the size of an entry's head.
+    /// A file is about twice as long as the records that may gather, since the smallest have the size of an entry's
+    /// head.
     private var volatileLogLimitBytes: Int { 4 * pendingLimit + (1 << 20) }
 
     // MARK: Opening
@@ -141,7 +142,7 @@ extension PoolCore {
             byteCount: piece * Format.blockBytes, alignment: Format.blockBytes)
         defer { buffer.deallocate() }
         for case .map(_, _, let physical, let crcs) in records {
-            guard physical <= superblock.totalBlocks, UInt64(crcs.count) <= superblock.totalBlocks - physical else {
+            guard physical <= totalBlocks, UInt64(crcs.count) <= totalBlocks - physical else {
                 return false
             }
             for start in stride(from: 0, to: crcs.count, by: piece) {

@@ -75,7 +75,8 @@ extension PoolCore {
         try settle(nil, .cached)
     }
 
-    /// What has to happen before a change is acknowledged: it is durable, or it is in the volatile log with all before it.
+    /// What has to happen before a change is acknowledged: it is durable, or it is in the volatile log with all
+    /// before it.
     private func settle(_ record: UInt64?, _ durability: WriteDurability) throws(BlockError) {
         if durability == .durable, let record { return try commitForDevice(record) }
         let unnoted = unnotedThrough.load(ordering: .acquiring)

@@ -105,8 +105,8 @@ public struct PoolOptions: Sendable {
     public var isReadOnly = false
     /// Whether a thread of the pool's own does checkpoints and reclaim, or the caller through ``Pool/maintain()``.
     public var hasMaintenanceThread = true
-    /// A directory on tmpfs, of this user alone, for the log that lets acknowledged but unflushed changes survive the end
-    /// of the process (see ``VolatileLogDirectory``); nil for none.
+    /// A directory on tmpfs, of this user alone, for the log that lets acknowledged but unflushed changes survive
+    /// the end of the process (see ``VolatileLogDirectory``); nil for none.
     public var volatileLogDirectory: String?
 
     /// Map pages that one maintenance pass looks at for reclaim.

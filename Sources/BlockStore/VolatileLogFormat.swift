@@ -1,7 +1,7 @@
 internal import BlockIO
 
-/// The head of each of the two files of a volatile log; 64 bytes. A log with another pool, another boot of the machine or
-/// another session than the superblock names is never replayed.
+/// The head of each of the two files of a volatile log; 64 bytes. A log with another pool, another boot of the
+/// machine or another session than the superblock names is never replayed.
 struct VolatileLogHeader: Equatable {
     static let lengthBytes = 64
     static let magic: UInt64 = 0x3130_474f_4c56_5053  // "SPVLOG01" as little-endian bytes

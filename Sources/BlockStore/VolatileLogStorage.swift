@@ -109,7 +109,8 @@ final class MemoryFileLogStorage: VolatileLogStorage {
 
 /// Directories that can hold volatile logs: on tmpfs, of this user alone.
 public enum VolatileLogDirectory {
-    /// The first of `candidates` (absolute paths) that can be used, made if need be; and for each one before it, why not.
+    /// The first of `candidates` (absolute paths) that can be used, made if need be; and for each one before it,
+    /// why not.
     public static func firstUsable(of candidates: [String]) -> (path: String?, problems: [String]) {
         var problems: [String] = []
         for path in candidates {

@@ -107,7 +107,8 @@ final class NodeProcess: Sendable {
         return pool
     }
 
-    /// Where what is answered but not flushed outlives this process: the run directory if it is on tmpfs, else /dev/shm.
+    /// Where what is answered but not flushed outlives this process: the run directory if it is on tmpfs, else
+    /// /dev/shm.
     private static func volatileLogDirectory(_ configuration: NodeConfiguration, _ logger: Logger) -> String? {
         let candidates =
             (configuration.runDirectory.map { ["\($0)/volatile-log"] } ?? []) + ["/dev/shm/stillpoint-\(geteuid())"]

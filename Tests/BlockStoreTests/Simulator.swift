@@ -7,8 +7,8 @@ import Testing
 /// One seeded history: the production store on a simulated disk, compared with a model after every crash.
 ///
 /// A loss of power may lose a suffix of the operations after the last durable one, and nothing else: what is found must
-/// equal the model after some operation not before the last durable one. The end of the process alone loses nothing that
-/// was acknowledged, where there is a volatile log.
+/// equal the model after some operation not before the last durable one. The end of the process alone loses nothing
+/// that was acknowledged, where there is a volatile log.
 final class Simulator {
     struct Failure: Error, CustomStringConvertible {
         var description: String

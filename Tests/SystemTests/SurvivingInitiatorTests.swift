@@ -2,8 +2,8 @@ import API
 import Foundation
 import Testing
 
-/// An initiator that outlives the node: it logs in again, and its next flush succeeds. Everything it was told is written
-/// has to be there then, whether it was flushed before the node was killed or not.
+/// An initiator that outlives the node: it logs in again, and its next flush succeeds. Everything it was told is
+/// written has to be there then, whether it was flushed before the node was killed or not.
 @Suite("Surviving initiator", .serialized, .enabled(if: Components.hasQEMU, "needs qemu-io"))
 struct SurvivingInitiatorTests {
     /// One `qemu-io` that stays logged in and takes commands, one after another.
