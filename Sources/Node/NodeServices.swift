@@ -27,7 +27,7 @@ struct NodeServices: Sendable {
         let contents = try await inventory.contents()
         let names = try await agents.names()
         return NodeStatus(
-            nodeID: identity.nodeID, version: NodeVersion.text, uptimeSeconds: uptimeSeconds,
+            nodeID: identity.nodeID, version: Release.version, uptimeSeconds: uptimeSeconds,
             apiAddress: addresses.api, iscsiAddress: addresses.iscsi, dataDirectory: dataDirectory,
             pool: try await inventory.poolStatus(), volumeCount: contents.volumes.count,
             snapshotCount: contents.snapshots.count, agentCount: names.count,
@@ -102,8 +102,4 @@ struct Sagas: Sendable {
         async let reverts = reverts.recoverAfterRestart()
         return await snapshots + reverts
     }
-}
-
-enum NodeVersion {
-    static let text = "0.1.0"
 }

@@ -91,11 +91,12 @@ public struct ConsistencyGroup: Codable, Sendable, Equatable {
     ///
     /// `application` if at least one application lies on it and everything on it is proven; `fileSystem` if every file
     /// system on it is proven and there is at least one; else `crash`. Nothing more than `crash` where something may
-    /// lie on it that nobody could look at.
+    /// lie on it that nobody could look at. What lies also on volumes that the cut does not cover was quiet, perhaps,
+    /// but the snapshot holds only a part of it: it proves nothing.
     public func level(of volume: String, proven: Set<MemberKey>) -> ConsistencyLevel {
         guard unknown[volume] == nil else { return .crash }
         let here = members.filter { $0.resource.volumes.contains(volume) }
-        let isProven = { (member: Member) in proven.contains(member.key) }
+        let isProven = { (member: Member) in proven.contains(member.key) && outside(member).isEmpty }
         let applications = here.filter { $0.resource.layer == .application }
         if requested == .application, !applications.isEmpty, here.allSatisfy(isProven) { return .application }
         let fileSystems = here.filter { $0.resource.layer == .fileSystem }
@@ -122,18 +123,29 @@ public struct ConsistencyGroup: Codable, Sendable, Equatable {
         if let reason = unknown[volume] { return reason }
         let here = members.filter { $0.resource.volumes.contains(volume) }
         if here.isEmpty { return "no agent found anything on it that could be brought to rest" }
+        for member in here {
+            let missing = outside(member)
+            guard !missing.isEmpty else { continue }
+            return "\(member.text) lies also on \(missing.joined(separator: ", ")), which this snapshot does not "
+                + "contain; add it to the group"
+        }
         let missing = here.filter { !usable.contains($0.key) }.map(\.text)
         if !missing.isEmpty { return "\(missing.joined(separator: ", ")) cannot be brought to rest" }
         return requested == .application ? "no application was found on it" : "no file system was found on it"
     }
 
-    /// What a person should know though nothing forbids the snapshot: a resource that lies on other volumes too.
+    /// Volumes that a member lies on and that the cut does not cover, sorted.
+    private func outside(_ member: Member) -> [String] {
+        member.resource.volumes.filter { !volumes.contains($0) }.sorted()
+    }
+
+    /// What a person should know also where less than the requested level is allowed: a resource that lies on other
+    /// volumes too.
     public var warnings: [String] {
-        let group = Set(volumes)
-        return members.compactMap { member in
-            let outside = member.resource.volumes.filter { !group.contains($0) }
+        members.compactMap { member in
+            let outside = outside(member)
             guard !outside.isEmpty else { return nil }
-            return "\(member.text) lies also on \(outside.sorted().joined(separator: ", ")), which this snapshot does "
+            return "\(member.text) lies also on \(outside.joined(separator: ", ")), which this snapshot does "
                 + "not contain; add it to the group to be able to restore \(member.resource.label) from it"
         }
     }

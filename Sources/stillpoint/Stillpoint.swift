@@ -1,3 +1,4 @@
+import API
 import ArgumentParser
 import Foundation
 import Glibc
@@ -12,7 +13,7 @@ struct Stillpoint: AsyncParsableCommand {
             Without --api the node of this machine is found by itself. Exit codes: 0 done, 1 the operation failed,
             2 wrong usage, 3 the node cannot be reached.
             """,
-        version: ProgramVersion.text,
+        version: Release.version,
         subcommands: [
             Serve.self, ConfigCheck.self, Status.self, VolumeCommands.self, SnapshotCommands.self, CloneCommands.self,
             TargetCommands.self, AgentCommands.self, JobCommands.self,
@@ -37,8 +38,4 @@ struct Stillpoint: AsyncParsableCommand {
             Glibc.exit(Outcome.report(error))
         }
     }
-}
-
-enum ProgramVersion {
-    static let text = "0.1.0"
 }

@@ -125,6 +125,7 @@ final class FakeNode: AttachmentNode {
         var lingeringSessions = 0
         var allowFails = false
         var snapshotMembers = ["db", "logs"]
+        var exportRequest: SnapshotExportRequest?
     }
 
     static let iqn = "iqn.2026-11.io.stillpoint:db"
@@ -206,7 +207,10 @@ final class FakeNode: AttachmentNode {
 
     func exportSnapshot(_ idOrName: String, _ request: SnapshotExportRequest) async throws -> ExportInfo {
         try answer("export \(idOrName) \(request.volume ?? "")")
-        with { _ = $0.exports.insert(Self.exportIQN) }
+        with { state in
+            state.exports.insert(Self.exportIQN)
+            state.exportRequest = request
+        }
         return ExportInfo(iqn: Self.exportIQN, lun: 0, portals: ["127.0.0.1:3260"])
     }
 

@@ -105,7 +105,7 @@ struct InventoryTests {
             #expect(shown.evidence?.achieved == .crash)
             #expect(try await node.call(.GET, "/v1/snapshots/s").decode(SnapshotInfo.self) == shown)
             let again = try await node.call(.POST, "/v1/snapshots", SnapshotCreateRequest(volumes: ["a"], name: "s"))
-            #expect(again.failure?.code == "snapshotExists")
+            #expect(again.failure?.code == "nameTaken")
         }
     }
 
@@ -185,6 +185,33 @@ struct InventoryTests {
             #expect(try await node.call(.GET, "/v1/volumes/a").decode(VolumeInfo.self).exports.count == 1)
             #expect(try await node.call(.DELETE, "/v1/snapshots/s").status == 204)
             #expect(try await node.call(.GET, "/v1/targets/\(export.iqn)").status == 404)
+        }
+    }
+
+    @Test(
+        "a snapshot's export may ask for CHAP, whose secret is neither shown nor kept readable, and outlives a restart")
+    func exportWithCHAP() async throws {
+        try await TestNode.with { node in
+            _ = try await Self.make(node, "a")
+            _ = try await Self.snap(node, ["a"], "s")
+            let half = SnapshotExportRequest(initiator: "iqn.x:y", chapUser: "reader")
+            #expect(try await node.call(.POST, "/v1/snapshots/s/exports", half).status == 400)
+            let short = SnapshotExportRequest(initiator: "iqn.x:y", chapUser: "reader", chapSecret: "short")
+            let refused = try await node.call(.POST, "/v1/snapshots/s/exports", short)
+            #expect(refused.status == 400 && refused.failure?.message.contains("12 to 255 bytes") == true)
+            let request = SnapshotExportRequest(
+                initiator: "iqn.x:y", chapUser: "reader", chapSecret: "a secret of some length")
+            let export: ExportInfo = try await node.call(.POST, "/v1/snapshots/s/exports", request).decode()
+            let target: TargetInfo = try await node.call(.GET, "/v1/targets/\(export.iqn)").decode()
+            #expect(target.access == [AccessInfo(initiator: "iqn.x:y", chapUser: "reader", isMutual: false)])
+            let inventory = node.services.inventory
+            let kept = try await inventory.exportedTarget(export.iqn)
+            let sealed = try #require(kept.access.first?.sealedSecret)
+            #expect(!String(decoding: sealed, as: UTF8.self).contains("secret"))
+            // What a restart does with it.
+            try inventory.registry.removeTarget(export.iqn)
+            try await inventory.serve(kept)
+            #expect(try inventory.secrets.open(sealed, context: "\(export.iqn)/iqn.x:y") == request.chapSecret)
         }
     }
 

@@ -78,7 +78,8 @@ struct SchemaTests {
                 volumes: ["v"], name: "n", consistency: .crash, policy: .require, leaseSeconds: 10),
             SnapshotCreateRequest(volumes: ["v"])),
         Sample(
-            "SnapshotExportRequest", SnapshotExportRequest(volume: "v", initiator: "i"),
+            "SnapshotExportRequest",
+            SnapshotExportRequest(volume: "v", initiator: "i", chapUser: "u", chapSecret: "s"),
             SnapshotExportRequest(initiator: "i")),
         Sample("EvidenceInfo", evidence), Sample("CutInfo", evidence.cut),
         Sample("MemberEvidence", member, without(member)),

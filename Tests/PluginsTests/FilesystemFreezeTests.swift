@@ -4,6 +4,35 @@ import Testing
 
 @Suite("Filesystem plug-in: freezing", .serialized, .enabled(if: Machine.hasLoopFileSystems))
 struct FilesystemFreezeTests {
+    /// A file system that a plug-in holds as `h1`.
+    private func held() async throws -> (LoopFileSystem, StateDirectory, RunningPlugin) {
+        let files = try LoopFileSystem()
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        _ = try await plugin.quiesce("h1", [try await files.resource()], state: state.path)
+        return (files, state, plugin)
+    }
+
+    /// A file system whose freeze, as `h1`, is inside the kernel and waits there, because what lies below it is frozen.
+    private func hanging(
+        leaseSeconds: Double
+    ) async throws -> (LoopFileSystem, LoopFileSystem, StateDirectory, RunningPlugin, Task<QuiesceResult?, Never>) {
+        let lower = try LoopFileSystem(volume: "lower")
+        let upper = try LoopFileSystem(volume: "upper", on: lower)
+        let state = try StateDirectory()
+        let plugin = try RunningPlugin("filesystem")
+        let resource = try await upper.resource()
+        try shell("sync -f \(upper.mountPoint)")
+        try lower.freezeFromOutside()
+        let quiesce = Task {
+            try? await plugin.quiesce("h1", [resource], state: state.path, leaseSeconds: leaseSeconds)
+        }
+        try await eventually("it is about to freeze") {
+            readText("\(state.path)/filesystem-hold-h1.journal")?.contains("intent") == true
+        }
+        return (lower, upper, state, plugin, quiesce)
+    }
+
     @Test("a quiesced file system keeps a writer waiting until it is released, and the release proves the hold")
     func holdsWriters() async throws {
         let files = try LoopFileSystem()
@@ -31,10 +60,7 @@ struct FilesystemFreezeTests {
 
     @Test("a thaw by somebody else is reported when it happens, and the release does not call it held")
     func thawFromOutside() async throws {
-        let files = try LoopFileSystem()
-        let state = try StateDirectory()
-        let plugin = try RunningPlugin("filesystem")
-        _ = try await plugin.quiesce("h1", [try await files.resource()], state: state.path)
+        let (files, state, plugin) = try await held()
         try files.thawFromOutside()
         try await eventually("the loss is reported") { plugin.events.contains { $0.event == .holdLost } }
         #expect(plugin.events.first?.holdID == "h1")
@@ -52,16 +78,14 @@ struct FilesystemFreezeTests {
 
     @Test("a thaw followed by another freeze is not taken for one unbroken freeze")
     func thawAndFreezeFromOutside() async throws {
-        let files = try LoopFileSystem()
-        let state = try StateDirectory()
-        let plugin = try RunningPlugin("filesystem")
-        _ = try await plugin.quiesce("h1", [try await files.resource()], state: state.path)
+        let (files, state, plugin) = try await held()
         try files.thawFromOutside()
         try await eventually("the loss is reported") { plugin.events.contains { $0.event == .holdLost } }
         try files.freezeFromOutside()
         let member = try #require(try await plugin.unquiesce("h1").first)
         #expect(!member.stillHeld)
         #expect(!files.isFrozen)
+        #expect(state.files == [])
         await plugin.process.end()
     }
 
@@ -95,10 +119,7 @@ struct FilesystemFreezeTests {
 
     @Test("the end of its input and SIGTERM thaw everything", arguments: [false, true])
     func ends(bySignal: Bool) async throws {
-        let files = try LoopFileSystem()
-        let state = try StateDirectory()
-        let plugin = try RunningPlugin("filesystem")
-        _ = try await plugin.quiesce("h1", [try await files.resource()], state: state.path)
+        let (files, state, plugin) = try await held()
         if bySignal { kill(plugin.process.processID, SIGTERM) } else { plugin.process.closeInput() }
         #expect(await plugin.process.waitForExit() == .exited(code: 0))
         #expect(!files.isFrozen)
@@ -173,17 +194,7 @@ struct FilesystemFreezeTests {
 
     @Test("a plug-in killed inside a freeze that hangs leaves what recover thaws")
     func killedInsideFreeze() async throws {
-        let lower = try LoopFileSystem(volume: "lower")
-        let upper = try LoopFileSystem(volume: "upper", on: lower)
-        let state = try StateDirectory()
-        let first = try RunningPlugin("filesystem")
-        let resource = try await upper.resource()
-        try shell("sync -f \(upper.mountPoint)")
-        try lower.freezeFromOutside()
-        let quiesce = Task { try? await first.quiesce("h1", [resource], state: state.path) }
-        try await eventually("it is about to freeze") {
-            readText("\(state.path)/filesystem-hold-h1.journal")?.contains("intent") == true
-        }
+        let (lower, upper, state, first, quiesce) = try await hanging(leaseSeconds: 15)
         try await Task.sleep(for: .milliseconds(200))
         first.process.kill()
         // It is not gone yet: a recovery now says so instead of finding nothing to do.
@@ -202,17 +213,7 @@ struct FilesystemFreezeTests {
 
     @Test("a plug-in whose input ends inside a freeze that hangs stays until it has undone it")
     func endsInsideFreeze() async throws {
-        let lower = try LoopFileSystem(volume: "lower")
-        let upper = try LoopFileSystem(volume: "upper", on: lower)
-        let state = try StateDirectory()
-        let plugin = try RunningPlugin("filesystem")
-        let resource = try await upper.resource()
-        try shell("sync -f \(upper.mountPoint)")
-        try lower.freezeFromOutside()
-        let quiesce = Task { try? await plugin.quiesce("h1", [resource], state: state.path, leaseSeconds: 2) }
-        try await eventually("it is about to freeze") {
-            readText("\(state.path)/filesystem-hold-h1.journal")?.contains("intent") == true
-        }
+        let (lower, upper, state, plugin, quiesce) = try await hanging(leaseSeconds: 2)
         plugin.process.closeInput()
         _ = await quiesce.value
         try await Task.sleep(for: .milliseconds(300))

@@ -128,11 +128,19 @@ struct ConsistencyGroupTests {
         #expect(silent.shortfalls(usable: all(silent))[0].contains("agent other"))
     }
 
-    @Test("what lies also on volumes outside of the group is a warning")
+    @Test(
+        "what lies also on volumes outside of the group proves nothing, whoever held it, and the shortfall names them")
     func outside() {
         let spread = group(.application, [resource(.application, "db", ["a", "z"])])
         #expect(spread.warnings.count == 1)
         #expect(spread.warnings[0].contains("z"))
+        #expect(spread.level(proven: all(spread)) == .crash)
+        #expect(spread.shortfalls(usable: all(spread)).first?.contains("add it to the group") == true)
+        let files = group(.fileSystem, [resource(.fileSystem, "fs", ["a", "z"])])
+        #expect(files.level(proven: all(files)) == .crash)
+        let database = group(
+            .application, [resource(.application, "db", ["a", "z"]), resource(.fileSystem, "fs", ["a"])])
+        #expect(database.level(proven: all(database)) == .fileSystem)
         #expect(group(.application, [resource(.application, "db", ["z"])]).members.isEmpty)
     }
 

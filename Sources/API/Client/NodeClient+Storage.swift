@@ -107,9 +107,14 @@ public struct SnapshotExportRequest: Codable, Sendable, Equatable {
     public var volume: String?
     /// The only initiator that may log in.
     public var initiator: String
+    /// With `chapSecret`: the initiator must prove that it knows the secret, 12 to 255 bytes.
+    public var chapUser: String?
+    public var chapSecret: String?
 
-    public init(volume: String? = nil, initiator: String) {
+    public init(volume: String? = nil, initiator: String, chapUser: String? = nil, chapSecret: String? = nil) {
         self.volume = volume
         self.initiator = initiator
+        self.chapUser = chapUser
+        self.chapSecret = chapSecret
     }
 }

@@ -188,8 +188,11 @@ extension NodeConfiguration {
         if sections.contains(key) { return "\"\(key)\" needs settings below it, indented" }
         let known = ConfigurationSetting.all.map(\.key)
         let near = known.min { distance($0, key) < distance($1, key) }
-        let hint = near.flatMap { distance($0, key) <= 3 ? "; did you mean \"\($0)\"?" : nil } ?? ""
-        return "unknown setting \"\(key)\"\(hint)"
+        // `iscsiListen` is as near to `iscsi.listen` as a person would say.
+        if let near, distance(near, key.lowercased()) <= 3 {
+            return "unknown setting \"\(key)\"; did you mean \"\(near)\"?"
+        }
+        return "unknown setting \"\(key)\"; known are \(known.joined(separator: ", "))"
     }
 
     /// Levenshtein's distance, for "did you mean".

@@ -23,7 +23,7 @@ extension Inventory {
             try Self.checkName(name, of: "snapshot")
             if (contents.snapshots + contents.pending).contains(where: { $0.name == name }) {
                 throw APIFailure.conflict(
-                    "snapshotExists", "there is a snapshot \"\(name)\" already", hint: "Choose another name")
+                    "nameTaken", "there is a snapshot \"\(name)\" already", hint: "Choose another name")
             }
         }
     }
@@ -103,6 +103,12 @@ extension Inventory {
         guard initiator != "any" else {
             throw APIFailure.invalid("a snapshot is exported to one initiator, not to any")
         }
+        guard (request.chapUser != nil) == (request.chapSecret != nil) else {
+            throw APIFailure.invalid("a CHAP user and its secret are given together or not at all")
+        }
+        if let user = request.chapUser, let secret = request.chapSecret {
+            _ = try Self.credentials(user, secret, nil, nil)
+        }
         return try await exclusively {
             let contents = try await contents()
             let snapshot = try contents.snapshot(idOrName)
@@ -114,9 +120,13 @@ extension Inventory {
             }
             let lun = ExportedLUN(
                 lun: 0, volumeID: member.id.description, snapshotID: snapshot.id.description, naa: Self.exportNAA())
+            let iqn = TargetName.of(export: snapshot.name)
+            let context = Self.sealContext(iqn, initiator)
+            let rule = AccessRule(
+                initiator: initiator, chapUser: request.chapUser,
+                sealedSecret: try request.chapSecret.map { try secrets.seal($0, context: context) })
             let target = ExportedTarget(
-                iqn: TargetName.of(export: snapshot.name), purpose: .snapshotExport, createdAt: .now, luns: [lun],
-                access: [AccessRule(initiator: initiator)])
+                iqn: iqn, purpose: .snapshotExport, createdAt: .now, luns: [lun], access: [rule])
             try await catalog.insertTarget(target)
             do {
                 try await serve(target)

@@ -81,7 +81,7 @@ extension Inventory {
         initiator == "any" ? .any : .named(initiator)
     }
 
-    private static func sealContext(_ iqn: String, _ initiator: String) -> String { "\(iqn)/\(initiator)" }
+    static func sealContext(_ iqn: String, _ initiator: String) -> String { "\(iqn)/\(initiator)" }
 
     private static func credentials(_ request: TargetAllowRequest) throws -> CHAPCredentials? {
         guard (request.chapUser != nil) == (request.chapSecret != nil),
@@ -96,7 +96,7 @@ extension Inventory {
         return try credentials(user, secret, request.mutualUser, request.mutualSecret)
     }
 
-    private static func credentials(
+    static func credentials(
         _ user: String, _ secret: String, _ mutualUser: String?, _ mutualSecret: String?
     ) throws -> CHAPCredentials {
         do throws(CHAPCredentials.Invalid) {

@@ -8,7 +8,7 @@ extension NodeServices {
         var metrics = MetricsText()
         metrics.add(
             "stillpoint_info", .gauge, "The node; always 1.",
-            [.init(1, [("version", NodeVersion.text), ("node", identity.nodeID)])])
+            [.init(1, [("version", Release.version), ("node", identity.nodeID)])])
         metrics.add("stillpoint_uptime_seconds", .gauge, "Seconds since the node started.", [.init(uptimeSeconds)])
         let pool = inventory.pool
         let statistics = try await inventory.blocking.run { pool.statistics }

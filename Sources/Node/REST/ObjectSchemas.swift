@@ -133,6 +133,8 @@ enum ObjectSchemas {
             [
                 optional("volume", .string, "The member; may be left out where the snapshot has one."),
                 required("initiator", .string, "The only initiator that may log in."),
+                optional("chapUser", .string, "Together with chapSecret."),
+                optional("chapSecret", .string, "12 to 255 bytes, which the initiator must prove to know."),
             ]),
     ]
 

@@ -18,7 +18,7 @@ enum OpenAPIDocument {
         return JSONText.members([
             "openapi": .string("3.1.0"),
             "info": .members([
-                "title": .string("Stillpoint storage node"), "version": .string(NodeVersion.text),
+                "title": .string("Stillpoint storage node"), "version": .string(Release.version),
                 "description": .string(
                     "Application-consistent snapshots of block storage. docs/api.md has the rules all routes share."
                 ),

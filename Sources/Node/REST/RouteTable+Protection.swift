@@ -21,7 +21,7 @@ extension RouteTable {
                 summary: "Takes one snapshot of one or several volumes in one cut, at the consistency asked for.",
                 access: .administrator, body: "SnapshotCreateRequest",
                 answer: answer(202, "The job; its result is a SnapshotInfo.", .named("JobInfo")),
-                failures: [404: "volumeNotFound", 409: "snapshotExists"]
+                failures: [404: "volumeNotFound", 409: "nameTaken"]
             ) { request in
                 let body = try request.decode(SnapshotCreateRequest.self, knownFields: fields("SnapshotCreateRequest"))
                 return try .value(try await services.submitSnapshot(body), status: 202)

@@ -1,5 +1,3 @@
-import FoundationEssentials
-import Glibc
 import PluginKit
 
 /// What was mounted before a restore, kept between prepare and finish.
@@ -23,29 +21,12 @@ struct RestoreState: Codable, Sendable {
     var mounts: [Mount]
 
     static func path(_ parameters: RestoreParameters) throws(PluginFailure) -> String {
-        let id = parameters.restoreID
-        guard !id.isEmpty, id.utf8.count <= 128, id.utf8.allSatisfy({ $0 > 0x20 && $0 != 0x2F && $0 < 0x7F }) else {
-            throw PluginFailure(.badRequest, "A restoreID has 1 to 128 printable bytes and no slash")
-        }
-        return "\(parameters.stateDirectory)/\(FilesystemPlugin.name)-restore-\(id).json"
+        try RestoreNote.path(parameters, plugin: FilesystemPlugin.name)
     }
 
     static func read(_ path: String) throws(PluginFailure) -> RestoreState? {
-        guard let bytes = readWholeFile(path) else { return nil }
-        do {
-            return try JSONDecoder().decode(RestoreState.self, from: Data(bytes))
-        } catch {
-            throw PluginFailure(.badState, "\(path) is damaged: \(error)", hint: "Mount by hand and remove the file")
-        }
+        try RestoreNote.read(path, as: RestoreState.self, wayOut: "Mount by hand")
     }
 
-    func write(_ path: String) throws(PluginFailure) {
-        do {
-            try writeFile(path, [UInt8](try JSONEncoder().encode(self)))
-        } catch let failure as PluginFailure {
-            throw failure
-        } catch {
-            throw PluginFailure(.badState, "The restore's state cannot be written: \(error)")
-        }
-    }
+    func write(_ path: String) throws(PluginFailure) { try RestoreNote.write(self, to: path) }
 }

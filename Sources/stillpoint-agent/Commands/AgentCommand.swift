@@ -10,7 +10,7 @@ struct AgentCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "stillpoint-agent",
         abstract: "Brings applications and file systems of this host to rest while a Stillpoint node takes a snapshot.",
-        version: AgentVersion.current,
+        version: Release.version,
         subcommands: [
             ServeCommand.self, EnrollCommand.self, StatusCommand.self, DiscoverCommand.self, PreflightCommand.self,
             ThawCommand.self, ConfigCheckCommand.self,

@@ -57,7 +57,7 @@ struct Enrollment: Sendable {
         let key = P256.Signing.PrivateKey()
         let request = EnrollRequest(
             token: token.text, address: address, certificateRequest: try Self.certificateRequest(key: key),
-            version: AgentVersion.current)
+            version: Release.version)
         let call = HTTPCall(
             method: "POST", path: "/v1/enroll", body: Array(try APIJSON.encoder().encode(request)))
         let deadline = NIODeadline.now() + .nanoseconds(Int64(timeoutSeconds * 1e9))

@@ -43,7 +43,7 @@ struct AgentService: Sendable {
 
     func status() async -> AgentStatus {
         AgentStatus(
-            name: identity.name, version: AgentVersion.current, nodeID: identity.nodeID,
+            name: identity.name, version: Release.version, nodeID: identity.nodeID,
             plugins: await catalog.plugins().map {
                 PluginInfo(name: $0.name, version: $0.version, layer: ProtectionLayer($0.layer))
             },

@@ -49,6 +49,8 @@ struct AttachmentRecord: Codable, Equatable, Sendable {
     var workDirectory: String
     /// The initiator's access was given for this attachment, and is taken away with it.
     var ownsAccess: Bool
+    /// The initiator proves itself with CHAP under this name; its secret lies in `secretPath` until it is handed over.
+    var chapUser: String?
     var begun: [Step]
     var daemons: [BackgroundProcess]
     /// Where the node is, for detach.

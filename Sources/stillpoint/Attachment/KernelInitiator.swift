@@ -30,9 +30,9 @@ extension LocalAttachment {
         let session = ["-m", "node", "-T", record.iqn, "-p", record.portal, "-I", interface]
         try await iscsiadm(session + ["-o", "new"])
         try await iscsiadm(session + ["-o", "update", "-n", "node.startup", "-v", "manual"])
-        if record.ownsAccess {
+        if let chapUser = record.chapUser {
             for (name, value) in [
-                ("node.session.auth.authmethod", "CHAP"), ("node.session.auth.username", Self.chapUser),
+                ("node.session.auth.authmethod", "CHAP"), ("node.session.auth.username", chapUser),
             ] {
                 try await iscsiadm(session + ["-o", "update", "-n", name, "-v", value])
             }

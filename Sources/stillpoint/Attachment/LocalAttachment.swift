@@ -96,8 +96,8 @@ struct LocalAttachment: Sendable {
         _ subject: AttachmentSubject, readOnly: Bool, initiator: String?, method: AttachmentRecord.Method
     ) async throws -> AttachmentRecord {
         let id = String(UInt32.random(in: .min ... .max), radix: 16)
-        // A snapshot's export has no secret but its initiator's name, so that one must not be guessed.
-        let suffix = subject.snapshotID == nil ? nil : Self.makeSecret(characters: 16)
+        // One member may be attached more than once, on hosts of the same name.
+        let suffix = subject.snapshotID == nil ? nil : id
         let initiator = initiator ?? InitiatorName.make(host: host.hostName, name: subject.name, suffix: suffix)
         var record = AttachmentRecord(
             name: subject.name, volume: subject.name, naa: "", device: nil, iqn: "", lun: 0, portal: "", backing: "",
@@ -116,10 +116,12 @@ struct LocalAttachment: Sendable {
         case .snapshot(let snapshot, let member):
             record.readOnly = true
             record.begin(.export)
-            try directory.write(record)
             do {
+                let secret = try noteSecret(&record)
                 let export = try await node.exportSnapshot(
-                    snapshot.id, SnapshotExportRequest(volume: member, initiator: initiator))
+                    snapshot.id,
+                    SnapshotExportRequest(
+                        volume: member, initiator: initiator, chapUser: record.chapUser, chapSecret: secret))
                 try take(export, into: &record)
                 try directory.write(record)
                 let lun = try await node.target(export.iqn).luns.first { $0.lun == export.lun }
@@ -142,7 +144,7 @@ struct LocalAttachment: Sendable {
     }
 
     /// Lets the attachment's initiator in, with a secret of its own. An initiator that the user named, and that may log
-    /// in already, is left as it is; a snapshot's export knows its only initiator from the start.
+    /// in already, is left as it is; a snapshot's export knows its only initiator, and the secret, from the start.
     private func openAccess(
         _ record: inout AttachmentRecord, subject: AttachmentSubject, isInitiatorGiven: Bool
     ) async throws {
@@ -160,7 +162,16 @@ struct LocalAttachment: Sendable {
         }
         record.ownsAccess = true
         record.begin(.access)
+        let secret = try noteSecret(&record)
+        _ = try await node.allow(
+            TargetAllowRequest(initiator: record.initiator, chapUser: record.chapUser, chapSecret: secret),
+            on: record.iqn)
+    }
+
+    /// Makes the secret that the attachment logs in with, in a file of its work directory that only its owner can read.
+    private func noteSecret(_ record: inout AttachmentRecord) throws -> String {
         record.begin(.workDirectory)
+        record.chapUser = Self.chapUser
         try directory.write(record)
         do {
             try FileManager.default.createDirectory(
@@ -169,20 +180,18 @@ struct LocalAttachment: Sendable {
         } catch {
             throw CommandFailure("The directory \(record.workDirectory) cannot be made")
         }
-        let secret = Self.makeSecret(characters: 32)
+        let secret = Self.makeSecret()
         try PrivateText.write(secret, to: record.secretPath)
-        _ = try await node.allow(
-            TargetAllowRequest(initiator: record.initiator, chapUser: Self.chapUser, chapSecret: secret), on: record.iqn
-        )
+        return secret
     }
 
     static let chapUser = "stillpoint-attach"
 
-    /// Characters of 5 random bits each.
-    private static func makeSecret(characters: Int) -> String {
+    /// 32 characters of 5 random bits each.
+    private static func makeSecret() -> String {
         let alphabet = Array("abcdefghijkmnopqrstuvwxyz2345678")
         var generator = SystemRandomNumberGenerator()
-        return String((0..<characters).map { _ in alphabet[Int.random(in: alphabet.indices, using: &generator)] })
+        return String((0..<32).map { _ in alphabet[Int.random(in: alphabet.indices, using: &generator)] })
     }
 
     // MARK: Detach

@@ -43,9 +43,9 @@ extension LocalAttachment {
             "read-only=\(record.readOnly ? "on" : "off")", "discard=unmap",
         ]
         var command = ["qemu-storage-daemon", "--daemonize", "--pidfile", record.daemonPidPath]
-        if record.ownsAccess {
+        if let chapUser = record.chapUser {
             command += ["--object", "secret,id=chap,file=\(escaped(record.secretPath))"]
-            device += ["user=\(chapUser)", "password-secret=chap"]
+            device += ["user=\(escaped(chapUser))", "password-secret=chap"]
         }
         command += [
             "--blockdev", device.joined(separator: ","),

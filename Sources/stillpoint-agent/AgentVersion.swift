@@ -1,3 +1,0 @@
-enum AgentVersion {
-    static let current = "0.1.0"
-}
