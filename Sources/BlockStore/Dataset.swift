@@ -15,8 +15,8 @@ final class Dataset {
     }
 
     let number: UInt64
-    /// The volume whose history it belongs to.
-    let volume: UInt32
+    /// The volume whose history it belongs to; another one's after a promotion.
+    var volume: UInt32
     private(set) var parent: Dataset?
     private(set) var children: [Dataset] = []
     var role: Role
@@ -54,7 +54,7 @@ final class Volume {
     let name: String
     let naa: NAA
     let createdAt: UInt64
-    let clonedFrom: CloneOrigin?
+    var clonedFrom: CloneOrigin?
     var head: Dataset
     var device: VolumeDevice?
 

@@ -44,6 +44,8 @@ enum JournalRecord: Equatable {
     /// The snapshot keeps the heads; they then become what the members of `target` are.
     case revert(SnapshotSeed, target: SnapshotID)
     case growPool(totalBlocks: UInt64)
+    /// The snapshots that a clone stands on become its own.
+    case promote(volume: UInt32)
 
     enum Kind: UInt8 {
         case map = 1
@@ -57,6 +59,7 @@ enum JournalRecord: Equatable {
         case clone = 9
         case revert = 10
         case growPool = 20
+        case promote = 11
     }
 
     /// Appends the record: kind, three bytes of zeros, length of the body, body, zeros up to a multiple of 8.
@@ -121,6 +124,9 @@ enum JournalRecord: Equatable {
         case .growPool(let totalBlocks):
             body.put(totalBlocks)
             return .growPool
+        case .promote(let volume):
+            body.put(volume)
+            return .promote
         }
     }
 
@@ -201,6 +207,8 @@ enum JournalRecord: Equatable {
             return .revert(seed, target: SnapshotID(try reader.getID()))
         case .growPool:
             return .growPool(totalBlocks: try reader.get())
+        case .promote:
+            return .promote(volume: try reader.get())
         }
     }
 

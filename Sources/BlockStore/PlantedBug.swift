@@ -43,6 +43,12 @@ enum PlantedBug: String, CaseIterable, Sendable {
     case logDroppedTooEarly
     /// What is in the journal is replayed from the volatile log again.
     case logRepeatsJournal
+    /// A diff takes a map page that is gone for one that did not change.
+    case diffForgetsHoles
+    /// A promotion hands over the snapshot at the clone's origin and not the older ones.
+    case promoteForgetsOlder
+    /// What a set holds alone is counted without looking at what stands on it.
+    case spaceIgnoresSuccessor
 }
 
 extension PoolCore {

@@ -29,6 +29,8 @@ extension PoolCore {
             try applyRevert(seed, to: try snapshot(target))
         case .growPool(let totalBlocks):
             try applyGrow(totalBlocks)
+        case .promote(let number):
+            try applyPromote(try volumeNumbered(number))
         }
     }
 

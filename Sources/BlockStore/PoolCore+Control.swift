@@ -80,15 +80,9 @@ extension PoolCore {
         return append(record)
     }
 
-    /// Names of the volumes whose history begins at a member of the snapshot.
+    /// Names of the volumes that were cloned from the snapshot, and still stand on it.
     func clones(of snapshot: Snapshot) -> [String] {
-        var names: Set<String> = []
-        for member in snapshot.members {
-            for child in member.dataset.children where child.volume != member.dataset.volume {
-                if let volume = volumes[child.volume] { names.insert(volume.name) }
-            }
-        }
-        return names.sorted()
+        volumes.values.filter { $0.clonedFrom?.snapshot == snapshot.id }.map(\.name).sorted()
     }
 
     func record(of volume: Volume) -> VolumeRecord {

@@ -100,6 +100,7 @@ final class PoolCore: @unchecked Sendable {
     var pagesToMerge: UInt64 = 0
     var hasUnmappedSinceCheckpoint = false
     var claims: [Claim] = []
+    var spaceCache = SpaceCache()
     /// Attribute streams of deleted snapshots and replaced attributes.
     var discardedStreams: [(root: NodePointer, lengthBytes: UInt64)] = []
     var attributeBytesToWrite: UInt64 = 0

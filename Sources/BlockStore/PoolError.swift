@@ -14,6 +14,14 @@ public enum PoolError: Error, Equatable, Sendable {
     case hasSnapshots([String])
     /// These clones stand on the snapshot.
     case hasClones([String])
+    /// The volume is no clone, or the volume it was cloned from has no part in it any more.
+    case notAClone(String)
+    /// Two snapshots or volumes have no common history; the text says which.
+    case unrelated(String)
+    /// What the call is about kept changing while it ran.
+    case changing(String)
+    /// The caller ended the call.
+    case cancelled
     /// Another process has the pool open.
     case inUse(path: String)
     /// The file holds no pool.
@@ -41,7 +49,12 @@ extension PoolError: CustomStringConvertible {
         case .invalidSize(let size): "\(size) bytes is not a size from 4 KiB to 64 TiB in steps of 4 KiB"
         case .invalidArgument(let text): text
         case .hasSnapshots(let names): "the volume still has snapshots: \(names.joined(separator: ", "))"
-        case .hasClones(let names): "clones stand on the snapshot: \(names.joined(separator: ", "))"
+        case .hasClones(let names):
+            "clones stand on the snapshot: \(names.joined(separator: ", ")); delete or promote them first"
+        case .notAClone(let name): "the volume \(name) is no clone of another volume's snapshot"
+        case .unrelated(let text): text
+        case .changing(let what): "\(what) kept changing while they were looked at; try again"
+        case .cancelled: "the call was cancelled"
         case .inUse(let path): "another process has the pool \(path) open"
         case .notAPool(let path): "\(path) holds no pool"
         case .unsupported(let text): "the pool cannot be opened by this version: \(text)"

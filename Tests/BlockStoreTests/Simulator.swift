@@ -29,11 +29,11 @@ final class Simulator {
     }
 
     private let seed: UInt64
-    private let options: Options
-    private var generator: SeededGenerator
-    private var disk: SimulatedDisk
-    private var pool: Pool?
-    private var model = PoolModel()
+    let options: Options
+    var generator: SeededGenerator
+    var disk: SimulatedDisk
+    var pool: Pool?
+    var model = PoolModel()
     /// The model after each operation since the last durable one; the first is that one.
     private var history: [PoolModel] = [PoolModel()]
     private var log: [String] = []
@@ -45,9 +45,12 @@ final class Simulator {
     private let isSmall: Bool
     private let syncsOften: Bool
     private let reusesBlocksFirst: Bool
-    private let reclaimPages: Int
+    let reclaimPages: Int
     private var names = 0
     private var tags: UInt64 = 1
+    private var writes: UInt64 = 0
+    /// Whether the model's blocks are the pool's, and not only their content.
+    private(set) var sharingIsKnown = true
     private(set) var crashes = 0
     private(set) var refused = 0
 
@@ -97,7 +100,7 @@ final class Simulator {
         try checkReads()
     }
 
-    private func fail(_ text: String) -> Failure {
+    func fail(_ text: String) -> Failure {
         Failure(description: "seed \(seed): \(text)\n  " + log.suffix(40).joined(separator: "\n  "))
     }
 
@@ -178,6 +181,10 @@ final class Simulator {
         }
         hasUnanswered = false
         log.append("recovered to \(index) of \(history.count - 1)")
+        // Which of several states with equal content it is cannot be seen; then the model does not know which blocks
+        // are shared.
+        let matches = history.filter { $0 == found }
+        sharingIsKnown = sharingIsKnown && matches.allSatisfy { $0.hasSameBlocks(as: history[index]) }
         model = history[index]
         history = [model]
         pool = opened
@@ -258,7 +265,7 @@ final class Simulator {
 
     /// Runs one operation on pool and model. The model changes when the operation succeeds, or when power was lost
     /// during it; then either outcome is allowed.
-    private func attempt(
+    func attempt(
         _ name: String, isDurable: Bool, change: (inout PoolModel) -> Void, _ body: (Pool) throws -> Void
     )
         throws
@@ -332,15 +339,17 @@ final class Simulator {
         case 55..<65: try flush(volume)
         case 65..<74: try snapshot(volumes)
         case 74..<80: try deleteSnapshot()
-        case 80..<84: try clone()
+        case 80..<83: try clone()
+        case 83..<84: try promote()
         case 84..<88: try revert()
         case 88..<90: try createVolume()
         case 90..<92: try deleteVolume(volume)
         case 92..<94: try resize(volume)
         case 94..<95: try setAttributes()
-        case 95..<96: try checkReads()
+        case 95..<96: try generator.chance(40) ? checkReads() : measure()
         case 96..<97: try reopen()
         case 97..<98: try attempt("maintain", isDurable: true, change: { _ in }, { try $0.maintain() })
+        case 98..<99: try diff()
         default: try write(volume)
         }
     }
@@ -365,12 +374,16 @@ final class Simulator {
     private func write(_ volume: VolumeID) throws {
         guard let range = pickRange(volume, aligned: generator.chance(70)) else { return }
         let tag = generator.chance(10) ? 0 : nextTag()
+        // Zeros over zeros would make a new block that looks like the old one.
+        if tag == 0, !range.contains(where: { model.volumes[volume]!.sectors[$0] != nil }) { return }
         let isDurable = generator.chance(syncsOften ? 60 : 10)
+        writes += 1
+        let serial = writes
         let bytes = Sector.run(range, tag: tag)
         try attempt(
             "write \(volume.description.prefix(4)) \(range) \(tag >> 40) \(isDurable ? "durable" : "")",
             isDurable: isDurable,
-            change: { $0.volumes[volume]!.write(range, tag: tag) },
+            change: { $0.volumes[volume]!.write(range, tag: tag, serial: serial) },
             { pool in
                 try pool.device(of: volume).write(
                     bytes, at: range.lowerBound * 512, durability: isDurable ? .durable : .cached)
@@ -403,12 +416,14 @@ final class Simulator {
         }
         let tag = nextTag()
         let replacement = Sector.run(range, tag: tag)
+        writes += 1
+        let serial = writes
         let spoils = generator.chance(30)
         if spoils { expected[Int(generator.below(UInt64(expected.count)))] ^= 0xff }
         try attempt(
             "compare and write \(volume.description.prefix(4)) \(range) \(tag >> 40) \(spoils ? "(differs)" : "")",
             isDurable: false,
-            change: { if !spoils { $0.volumes[volume]!.write(range, tag: tag) } },
+            change: { if !spoils { $0.volumes[volume]!.write(range, tag: tag, serial: serial) } },
             { pool in
                 do {
                     let device = try pool.device(of: volume)
@@ -429,13 +444,13 @@ final class Simulator {
     }
 
     /// Identifiers follow from the seed too, so that a history can be replayed.
-    private func newID() -> String {
+    func newID() -> String {
         let digits = Array(
             String(generator.next() | 1 << 63, radix: 16) + String(generator.next() | 1 << 63, radix: 16))
         return [0..<8, 8..<12, 12..<16, 16..<20, 20..<32].map { String(digits[$0]) }.joined(separator: "-")
     }
 
-    private func newName(_ prefix: String) -> String {
+    func newName(_ prefix: String) -> String {
         names += 1
         return "\(prefix)\(names)"
     }
@@ -448,7 +463,7 @@ final class Simulator {
         let name = newName("v")
         try attempt(
             "create \(id.description.prefix(4)) \(name)", isDurable: true,
-            change: { $0.volumes[id] = VolumeModel(sizeBytes: size) },
+            change: { $0.create(id, sizeBytes: size) },
             { _ = try $0.createVolume(id: id, name: name, sizeBytes: size) })
     }
 
@@ -459,10 +474,7 @@ final class Simulator {
         }
         try attempt(
             "delete volume \(volume.description.prefix(4))", isDurable: true,
-            change: {
-                $0.volumes[volume] = nil
-                $0.origins[volume] = nil
-            },
+            change: { $0.delete(volume) },
             { try $0.deleteVolume(volume) })
     }
 
@@ -484,27 +496,27 @@ final class Simulator {
         let attributes = [UInt8](repeating: UInt8(truncatingIfNeeded: names), count: Int(generator.below(6000)))
         try attempt(
             "snapshot \(id.description.prefix(4)) \(name) of \(members.count)", isDurable: true,
-            change: { model in
-                model.snapshots[id] = SnapshotModel(
-                    name: name, members: model.volumes.filter { members.contains($0.key) }, attributes: attributes,
-                    kind: .user)
-            },
+            change: { $0.snapshot(members, as: id, name: name, attributes: attributes, kind: .user) },
             { _ = try $0.createSnapshot(id: id, name: name, volumes: members, attributes: attributes) })
     }
 
-    private func pickSnapshot() -> SnapshotID? {
+    func pickSnapshot() -> SnapshotID? {
         let all = model.snapshots.keys.sorted { $0.description < $1.description }
         return all.isEmpty ? nil : all[Int(generator.below(UInt64(all.count)))]
     }
 
     private func deleteSnapshot() throws {
         guard let id = pickSnapshot() else { return }
+        try delete(id)
+    }
+
+    func delete(_ id: SnapshotID) throws {
         guard !model.origins.values.contains(id) else {
             #expect(throws: PoolError.self) { try pool!.deleteSnapshot(id) }
             return
         }
         try attempt(
-            "delete snapshot \(id.description.prefix(4))", isDurable: true, change: { $0.snapshots[id] = nil },
+            "delete snapshot \(id.description.prefix(4))", isDurable: true, change: { $0.delete(id) },
             { try $0.deleteSnapshot(id) })
     }
 
@@ -525,10 +537,7 @@ final class Simulator {
         let name = newName("c")
         try attempt(
             "clone \(snapshot.description.prefix(4)) as \(id.description.prefix(4))", isDurable: true,
-            change: {
-                $0.volumes[id] = members[source]!
-                $0.origins[id] = snapshot
-            },
+            change: { $0.clone(snapshot, source, as: id) },
             { _ = try $0.clone(snapshot: snapshot, volume: source, newID: id, name: name) })
     }
 
@@ -542,10 +551,8 @@ final class Simulator {
         try attempt(
             "revert to \(snapshot.description.prefix(4)) keeping \(kept.description.prefix(4))", isDurable: true,
             change: { model in
-                model.snapshots[kept] = SnapshotModel(
-                    name: name, members: model.volumes.filter { volumes.contains($0.key) }, attributes: [],
-                    kind: .beforeRevert)
-                for volume in volumes { model.volumes[volume] = members[volume]! }
+                model.snapshot(volumes, as: kept, name: name, attributes: [], kind: .beforeRevert)
+                model.revert(volumes, to: snapshot)
             },
             { _ = try $0.revert(volumes: volumes, to: snapshot, keepAs: kept, keepName: name, attributes: []) })
     }

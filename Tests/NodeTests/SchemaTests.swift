@@ -36,7 +36,8 @@ struct SchemaTests {
         cut: CutInfo(epoch: 1, startedAt: now, durationSeconds: 1), members: [member])
     static let snapshot = SnapshotInfo(
         id: "i", name: "n", kind: .user, volumes: ["v"], createdAt: now, requestedConsistency: .crash,
-        achievedConsistency: .crash, quietSeconds: 0, sizeBytes: 1, clones: ["c"], evidence: evidence)
+        achievedConsistency: .crash, quietSeconds: 0, sizeBytes: 1, clones: ["c"], evidence: evidence,
+        space: SpaceInfo(exclusiveBytes: 2, freedBytes: 1))
     static let revert = RevertResult(volumes: ["v"], revertedTo: "s", keptSnapshot: "k", steps: ["s"])
     static let plugin = PluginInfo(name: "n", version: "1", layer: .application)
     static let resource = ResourceInfo(
@@ -102,17 +103,23 @@ struct SchemaTests {
         Sample("JobResult", JobResult(snapshot: snapshot, revert: revert), JobResult()),
         Sample("NodeStatus", status()), Sample("PoolStatus", pool, healthyPool()),
         Sample("HealthInfo", HealthInfo(status: "ok", checks: ["a": "b"])),
+        Sample("SpaceInfo", SpaceInfo(exclusiveBytes: 2, freedBytes: 1)),
+        Sample("SpaceRequest", SpaceRequest(snapshots: ["s"], volumes: ["v"]), SpaceRequest(snapshots: ["s"])),
+        Sample("VolumeSpaceInfo", VolumeSpaceInfo(headBytes: 1, snapshotBytes: 1, totalBytes: 2)),
+        Sample("PromoteResult", PromoteResult(volume: volume(nil), snapshots: ["s"], formerOwner: "f")),
     ]
 
     static func volume(_ origin: String?) -> VolumeInfo {
         VolumeInfo(
             id: "i", name: "n", sizeBytes: 1, mappedBytes: 1, naa: "n", createdAt: now, exports: [export],
-            cloneOf: origin, initiators: [], snapshotCount: 0)
+            cloneOf: origin, initiators: [], snapshotCount: 0,
+            space: origin == nil ? nil : VolumeSpaceInfo(headBytes: 1, snapshotBytes: 1, totalBytes: 2))
     }
 
     static func without(_ snapshot: SnapshotInfo) -> SnapshotInfo {
         var snapshot = snapshot
         snapshot.evidence = nil
+        snapshot.space = nil
         return snapshot
     }
 

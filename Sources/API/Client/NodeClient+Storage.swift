@@ -62,9 +62,14 @@ extension NodeClient {
     // MARK: Snapshots
 
     /// - Parameter volume: only snapshots that this volume is a member of.
-    public func snapshots(of volume: String? = nil) async throws -> [SnapshotInfo] {
-        try await get("/v1/snapshots" + (volume.map { "?volume=\(queryValue($0))" } ?? ""))
+    /// - Parameter withSpace: with what each of them holds alone, which may take a while.
+    public func snapshots(of volume: String? = nil, withSpace: Bool = false) async throws -> [SnapshotInfo] {
+        let query = (volume.map { ["volume=\(queryValue($0))"] } ?? []) + (withSpace ? ["space=true"] : [])
+        return try await get("/v1/snapshots" + (query.isEmpty ? "" : "?" + query.joined(separator: "&")))
     }
+
+    /// What deleting all of these would free.
+    public func space(_ request: SpaceRequest) async throws -> SpaceInfo { try await post("/v1/space", request) }
 
     /// With its evidence.
     public func snapshot(_ idOrName: String) async throws -> SnapshotInfo {
@@ -94,6 +99,12 @@ extension NodeClient {
 
     public func createClone(_ request: CloneRequest) async throws -> VolumeInfo {
         try await post("/v1/clones", request)
+    }
+
+    /// Makes a clone the owner of the snapshots that it stands on.
+    public func promoteClone(_ name: String) async throws -> PromoteResult {
+        let path = "/v1/clones/\(segment(name))/promote"
+        return try decode(try await send(.POST, path), path: path)
     }
 
     public func deleteClone(_ name: String) async throws -> JobInfo? {

@@ -23,11 +23,13 @@ public struct SnapshotInfo: Codable, Sendable, Equatable {
     public var clones: [String]
     /// Only in the answer for one snapshot.
     public var evidence: EvidenceInfo?
+    /// In the answer for one snapshot, and in lists that ask for it; not where the pool is read-only.
+    public var space: SpaceInfo?
 
     public init(
         id: String, name: String, kind: Kind, volumes: [String], createdAt: Date,
         requestedConsistency: Consistency, achievedConsistency: Consistency, quietSeconds: Double,
-        sizeBytes: UInt64, clones: [String], evidence: EvidenceInfo?
+        sizeBytes: UInt64, clones: [String], evidence: EvidenceInfo?, space: SpaceInfo? = nil
     ) {
         self.id = id
         self.name = name
@@ -40,6 +42,7 @@ public struct SnapshotInfo: Codable, Sendable, Equatable {
         self.sizeBytes = sizeBytes
         self.clones = clones
         self.evidence = evidence
+        self.space = space
     }
 }
 

@@ -17,10 +17,13 @@ public struct VolumeInfo: Codable, Sendable, Equatable {
     /// Initiators with a session that reaches this volume now.
     public var initiators: [String]
     public var snapshotCount: Int
+    /// Only in the answer for one volume, and not where the pool is read-only.
+    public var space: VolumeSpaceInfo?
 
     public init(
         id: String, name: String, sizeBytes: UInt64, mappedBytes: UInt64, naa: String, createdAt: Date,
-        exports: [ExportInfo], cloneOf: String?, initiators: [String], snapshotCount: Int
+        exports: [ExportInfo], cloneOf: String?, initiators: [String], snapshotCount: Int,
+        space: VolumeSpaceInfo? = nil
     ) {
         self.id = id
         self.name = name
@@ -32,6 +35,7 @@ public struct VolumeInfo: Codable, Sendable, Equatable {
         self.cloneOf = cloneOf
         self.initiators = initiators
         self.snapshotCount = snapshotCount
+        self.space = space
     }
 }
 

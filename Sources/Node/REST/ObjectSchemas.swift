@@ -2,7 +2,8 @@ import API
 
 /// The objects of the API, as OpenAPI shows them. A test holds each against what the types in `API/Types` encode.
 enum ObjectSchemas {
-    static let all: [ObjectSchema] = errors + volumes + targets + snapshots + evidence + agents + jobs + status
+    static let all: [ObjectSchema] =
+        errors + volumes + targets + snapshots + evidence + agents + jobs + status + history
 
     static let byName = Dictionary(uniqueKeysWithValues: all.map { ($0.name, $0) })
 
@@ -31,6 +32,7 @@ enum ObjectSchemas {
                 optional("cloneOf", .string, "Name of the snapshot that it was cloned from."),
                 required("initiators", .array(.string), "Initiators with a session that reaches the volume now."),
                 required("snapshotCount", .integer(0...Int.max)),
+                optional("space", .named("VolumeSpaceInfo"), "Only in the answer for one volume."),
             ]),
         ObjectSchema(
             "ExportInfo", "Where a volume or a snapshot's member is reachable.",
@@ -120,6 +122,7 @@ enum ObjectSchemas {
                 required("sizeBytes", .bytes),
                 required("clones", .array(.string), "While there are any, the snapshot cannot be deleted."),
                 optional("evidence", .named("EvidenceInfo"), "Only in the answer for one snapshot."),
+                optional("space", .named("SpaceInfo"), "For one snapshot, and in lists that ask for it."),
             ]),
         ObjectSchema(
             "SnapshotCreateRequest", "",

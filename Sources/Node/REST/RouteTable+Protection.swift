@@ -12,10 +12,17 @@ extension RouteTable {
             Route(
                 method: .get, path: "/v1/snapshots", operation: "listSnapshots",
                 summary: "Snapshots without their evidence, oldest first.", access: .administrator,
-                query: [.init(name: "volume", summary: "Only those that this volume is a member of.", schema: .string)],
+                query: [
+                    .init(name: "volume", summary: "Only those that this volume is a member of.", schema: .string),
+                    .init(name: "space", summary: "With what each of them holds alone.", schema: .boolean),
+                ],
                 answer: answer(200, "The snapshots.", .array(.named("SnapshotInfo"))),
                 failures: [404: "volumeNotFound"]
-            ) { request in try .value(try await inventory.snapshots(of: request.query["volume"])) },
+            ) { request in
+                let withSpace = try request.flag("space")
+                let snapshots = try await inventory.snapshots(of: request.query["volume"])
+                return try .value(withSpace ? try await inventory.withSpace(snapshots) : snapshots)
+            },
             Route(
                 method: .post, path: "/v1/snapshots", operation: "createSnapshot",
                 summary: "Takes one snapshot of one or several volumes in one cut, at the consistency asked for.",
@@ -30,7 +37,10 @@ extension RouteTable {
                 method: .get, path: "/v1/snapshots/{idOrName}", operation: "getSnapshot",
                 summary: "One snapshot with its evidence.", access: .administrator,
                 answer: answer(200, "The snapshot.", .named("SnapshotInfo")), failures: [404: "snapshotNotFound"]
-            ) { request in try .value(try await inventory.snapshot(try request.parameter("idOrName"))) },
+            ) { request in
+                let snapshot = try await inventory.snapshot(try request.parameter("idOrName"))
+                return try .value(try await inventory.withSpace([snapshot])[0])
+            },
             Route(
                 method: .delete, path: "/v1/snapshots/{idOrName}", operation: "deleteSnapshot",
                 summary: "Deletes a snapshot and its exports; its space is reclaimed in the background.",

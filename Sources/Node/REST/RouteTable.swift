@@ -11,7 +11,9 @@ struct RouteTable: Sendable {
         self.services = services
         var routes =
             Self.node(services) + Self.volumes(services) + Self.targets(services) + Self.snapshots(services)
-            + Self.clones(services) + Self.agents(services) + Self.jobs(services) + [Self.openAPI]
+            + Self.clones(services) + Self.agents(services) + Self.jobs(services) + Self.history(services) + [
+                Self.openAPI
+            ]
         let document = OpenAPIDocument.make(routes: routes)
         routes[routes.count - 1].handle = { _ in .text(contentType: "application/json", document) }
         self.routes = routes
@@ -83,7 +85,10 @@ struct RouteTable: Sendable {
                 method: .get, path: "/v1/volumes/{name}", operation: "getVolume", summary: "One volume.",
                 access: .administrator, answer: answer(200, "The volume.", .named("VolumeInfo")),
                 failures: [404: "volumeNotFound"]
-            ) { request in try .value(try await inventory.volume(try request.parameter("name"))) },
+            ) { request in
+                let volume = try await inventory.volume(try request.parameter("name"))
+                return try .value(try await inventory.withSpace(volume))
+            },
             Route(
                 method: .delete, path: "/v1/volumes/{name}", operation: "deleteVolume",
                 summary: "Deletes a volume and its target; refused while an initiator has a session.",

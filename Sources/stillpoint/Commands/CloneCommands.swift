@@ -4,7 +4,7 @@ import ArgumentParser
 struct CloneCommands: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "clone", abstract: "Volumes of their own identity, made from a snapshot at once.",
-        subcommands: [Create.self, List.self, Delete.self])
+        subcommands: [Create.self, List.self, Promote.self, Delete.self])
 
     struct Create: NodeCommand {
         static let configuration = CommandConfiguration(
@@ -39,6 +39,25 @@ struct CloneCommands: AsyncParsableCommand {
             let clones = try await node.clones()
             if connection.isJSON { return try Output.json(clones) }
             Output.table(VolumeReport.table(clones), whenEmpty: "There are no clones")
+        }
+    }
+
+    struct Promote: NodeCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Make a clone the owner of the snapshots that it stands on.",
+            discussion: """
+                The snapshot it was cloned from and all older ones of that volume become the clone's, and that volume
+                becomes a clone of it, which can then be deleted. Nothing is copied, and no content changes.
+                """)
+
+        @Argument(help: "Name of the clone.", completion: Names.clones) var name: String
+        @OptionGroup var connection: ConnectionOptions
+
+        func run(on node: NodeClient) async throws {
+            let result = try await node.promoteClone(name)
+            if connection.isJSON { return try Output.json(result) }
+            print("Volume \(name) owns \(Show.list(result.snapshots)) now")
+            print("  Volume \(result.formerOwner), which owned them, is a clone of \(name)'s snapshots")
         }
     }
 

@@ -4,7 +4,7 @@ import ArgumentParser
 struct SnapshotCommands: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "snapshot", abstract: "Snapshots of one or several volumes in one cut.",
-        subcommands: [Create.self, List.self, ShowOne.self, Delete.self])
+        subcommands: [Create.self, List.self, ShowOne.self, Space.self, Delete.self])
 
     struct Create: NodeCommand {
         static let configuration = CommandConfiguration(
@@ -55,10 +55,11 @@ struct SnapshotCommands: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "List the snapshots, of one volume or all.")
 
         @Argument(help: "Only snapshots of this volume.", completion: Names.volumes) var volume: String?
+        @Flag(help: "Also show what deleting each of them would free.") var space = false
         @OptionGroup var connection: ConnectionOptions
 
         func run(on node: NodeClient) async throws {
-            let snapshots = try await node.snapshots(of: volume)
+            let snapshots = try await node.snapshots(of: volume, withSpace: space)
             if connection.isJSON { return try Output.json(snapshots) }
             Output.table(
                 SnapshotReport.table(snapshots),
@@ -85,6 +86,7 @@ struct SnapshotCommands: AsyncParsableCommand {
             abstract: "Delete snapshots.", discussion: "Refused while a clone of one exists.")
 
         @Argument(help: "Ids or names of the snapshots.", completion: Names.snapshots) var snapshots: [String]
+        @Flag(help: "Delete nothing; say what would be freed, and what stands in the way.") var dryRun = false
         @OptionGroup var connection: ConnectionOptions
 
         func validate() throws {
@@ -92,6 +94,9 @@ struct SnapshotCommands: AsyncParsableCommand {
         }
 
         func run(on node: NodeClient) async throws {
+            if dryRun {
+                return try await SpaceReport.print(snapshots, on: node, asDeletion: true, isJSON: connection.isJSON)
+            }
             for snapshot in snapshots {
                 if let job = try await node.deleteSnapshot(snapshot) {
                     _ = try await JobProgress(node: node, isQuiet: true).follow(job)

@@ -131,6 +131,15 @@ enum VolumeReport {
         text.add("Created", Show.time(volume.createdAt))
         text.add("Clone of", volume.cloneOf)
         text.add("Snapshots", "\(volume.snapshotCount)")
+        if let space = volume.space {
+            text.add("Holds alone", Show.bytes(space.headBytes))
+            if volume.snapshotCount > 0 {
+                text.add(
+                    "Would free",
+                    "\(Show.bytes(space.snapshotBytes)) without its snapshots, \(Show.bytes(space.totalBytes)) without "
+                        + "it and them")
+            }
+        }
         if volume.exports.isEmpty {
             text.add("Exported", "no")
         } else {

@@ -2,21 +2,32 @@ import API
 
 /// Snapshots and their evidence, for people.
 enum SnapshotReport {
+    /// With a column for what deleting each snapshot would free, where that was asked for.
     static func table(_ snapshots: [SnapshotInfo]) -> Table {
-        Table(
+        let withSpace = snapshots.contains { $0.space != nil }
+        return Table(
             [
                 .left("NAME"), .left("VOLUMES"), .left("CREATED"), .left("ACHIEVED"), .left("REQUESTED"),
                 .right("QUIET"),
-                .right("SIZE"), .left("CLONES"), .left("ID"),
-            ],
+                .right("SIZE"),
+            ] + (withSpace ? [.right("FREES")] : []) + [.left("CLONES"), .left("ID")],
             rows: snapshots.map { snapshot in
                 [
                     snapshot.name, Show.list(snapshot.volumes), Show.time(snapshot.createdAt), level(snapshot),
                     Show.consistency(snapshot.requestedConsistency),
                     snapshot.quietSeconds > 0 ? Show.seconds(snapshot.quietSeconds) : "",
-                    Show.bytes(snapshot.sizeBytes), Show.list(snapshot.clones), snapshot.id,
-                ]
+                    Show.bytes(snapshot.sizeBytes),
+                ] + (withSpace ? [snapshot.space.map { Show.bytes($0.freedBytes) } ?? ""] : [])
+                    + [Show.list(snapshot.clones), snapshot.id]
             })
+    }
+
+    /// `1.5 GiB`, and what stays where not all comes back.
+    static func freed(_ space: SpaceInfo) -> String {
+        let text = Show.bytes(space.freedBytes)
+        guard space.exclusiveBytes > space.freedBytes else { return text }
+        let rest = Show.bytes(space.exclusiveBytes - space.freedBytes)
+        return text + "; \(rest) more when only one of the states that were made of it is left"
     }
 
     /// What `snapshot create` says at its end.
@@ -47,6 +58,7 @@ enum SnapshotReport {
         text.add("Consistency", "\(level(snapshot)) (asked for: \(Show.consistency(snapshot.requestedConsistency)))")
         text.add("Quiet", snapshot.quietSeconds > 0 ? Show.seconds(snapshot.quietSeconds) : nil)
         text.add("Size", Show.bytes(snapshot.sizeBytes))
+        text.add("Would free", snapshot.space.map(freed))
         text.add("Clones", snapshot.clones.isEmpty ? nil : Show.list(snapshot.clones))
         var lines = [text.rendered()]
         guard let evidence = snapshot.evidence else {

@@ -1,0 +1,34 @@
+// Space, promotion, differences, streams.
+
+extension ObjectSchemas {
+    static let history = [
+        ObjectSchema(
+            "SpaceInfo", "What a set of snapshots and volumes holds, blocks of data and of maps together.",
+            [
+                required("exclusiveBytes", .bytes, "What nothing outside of the set refers to."),
+                required(
+                    "freedBytes", .bytes,
+                    "What deleting the set gives back; the rest once at most one successor of each snapshot is left."),
+            ]),
+        ObjectSchema(
+            "SpaceRequest", "",
+            [
+                required("snapshots", .array(.string), "Ids or names."),
+                optional("volumes", .array(.string), "Names; each stands for its head, without its snapshots."),
+            ]),
+        ObjectSchema(
+            "VolumeSpaceInfo", "What a volume holds.",
+            [
+                required("headBytes", .bytes, "What its head alone refers to."),
+                required("snapshotBytes", .bytes, "What deleting all its snapshots would free."),
+                required("totalBytes", .bytes, "What deleting it with all its snapshots would free."),
+            ]),
+        ObjectSchema(
+            "PromoteResult", "",
+            [
+                required("volume", .named("VolumeInfo"), "The volume that was a clone."),
+                required("snapshots", .array(.string), "The snapshots that are its own now, oldest first."),
+                required("formerOwner", .string, "The volume that owned them, and is a clone now."),
+            ]),
+    ]
+}
