@@ -27,7 +27,7 @@ extension Pool {
     ///   - from: The older snapshot; nil for "nothing", so that the answer is everything that is mapped.
     ///   - volume: A member of `to`.
     ///   - fromVolume: The member of `from`, where it is not `volume`: a clone against what it was cloned from.
-    ///   - offset: Where to begin; a multiple of 4096. A reader that was interrupted goes on with ``SnapshotDiff/offset``.
+    ///   - offset: Where to begin; a multiple of 4096. An interrupted reader goes on with ``SnapshotDiff/offset``.
     /// - Throws: ``PoolError/unrelated(_:)`` for members without a common history.
     public func diff(
         from: SnapshotID?, to: SnapshotID, volume: VolumeID, fromVolume: VolumeID? = nil, startingAt offset: UInt64 = 0
