@@ -68,8 +68,8 @@ extension Inventory {
         guard clones.isEmpty else {
             throw APIFailure.conflict(
                 "snapshotHasClones", "the snapshot \"\(snapshot.name)\" has clones: \(Self.list(clones))",
-                hint: "Delete them first (stillpoint clone delete \(clones[0])); or, to keep a clone and do without the "
-                    + "snapshot's volume, make it the owner (stillpoint clone promote \(clones[0]))")
+                hint: "Delete them first (stillpoint clone delete \(clones[0])); or, to keep a clone and do without "
+                    + "the snapshot's volume, make it the owner (stillpoint clone promote \(clones[0]))")
         }
         for lun in try await exports(of: snapshot.id).flatMap(\.luns) {
             let sessions = registry.sessions(naa: lun.naa ?? "")
