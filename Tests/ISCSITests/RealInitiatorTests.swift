@@ -52,24 +52,6 @@ struct RealInitiatorTests {
         try await running.stop()
     }
 
-    @Test(
-        "libiscsi's conformance families pass", .enabled(if: hasLibiscsi),
-        arguments: [
-            "CompareAndWrite", "Inquiry", "Mandatory", "ModeSense6", "OrWrite", "Prefetch10", "PrinReadKeys",
-            "ProutPreempt", "ProutReserve", "Read10", "Read16", "ReadCapacity16", "ReportSupportedOpcodes", "Reserve6",
-            "Unmap", "Verify16", "Write10", "Write16", "WriteSame10", "WriteSame16", "WriteVerify16", "iSCSIResiduals",
-            "iSCSITMF", "iSCSIcmdsn", "iSCSIdatasn",
-        ])
-    func conformance(_ family: String) async throws {
-        let running = try await RunningServer()
-        let url = "iscsi://127.0.0.1:\(running.port)/\(RunningServer.open)/0"
-        let result = Program.run(
-            ["iscsi-test-cu", "--dataloss", "--allow-sanitize", "--fail", "-n", "-t", "ALL.\(family)", url],
-            timeoutSeconds: 90)
-        #expect(result.status == 0, "\(result.output.suffix(4000))")
-        try await running.stop()
-    }
-
     @Test("two paths to one unit are recognised as one, and work at once", .enabled(if: hasLibiscsi))
     func multipath() async throws {
         let running = try await RunningServer()
