@@ -29,15 +29,41 @@ public protocol BlockDevice: AnyObject, Sendable {
     func unmap(at offset: UInt64, lengthBytes: UInt64) throws(BlockError)
 
     /// Compares `expected` with what is at `offset` and, when equal, writes `replacement` there, atomically against
-    /// every other call on the range. Throws ``BlockError/miscompare(offset:)`` with the first differing byte.
+    /// every other call on the range. Throws ``BlockError/miscompare(offset:)`` with the first differing byte, counted
+    /// from the beginning of the device.
     func compareAndWrite(
         at offset: UInt64, expected: UnsafeRawBufferPointer, replacement: UnsafeRawBufferPointer,
         durability: WriteDurability
     ) throws(BlockError)
 
+    /// The most bytes that one ``write(at:from:durability:)`` changes as a whole: every other call finds all of it or
+    /// nothing, and so does the next start after a power loss (SBC-4 WRITE ATOMIC). By default one physical block.
+    var atomicWriteBytes: Int { get }
+
+    /// What the device takes up, and what is left to it; nil where nobody counts.
+    func usage() -> DeviceUsage?
+
     /// Whether the run of blocks that begins at `offset` is mapped, and how long it is, at most `maxLengthBytes`
     /// (SBC-3 GET LBA STATUS).
     func provisioning(at offset: UInt64, maxLengthBytes: UInt64) throws(BlockError) -> ProvisionedRun
+}
+
+extension BlockDevice {
+    public var atomicWriteBytes: Int { geometry.physicalBlockBytes }
+    public func usage() -> DeviceUsage? { nil }
+}
+
+/// How much storage stands behind a thin device, in bytes.
+public struct DeviceUsage: Sendable, Equatable {
+    /// Allocated to this device; blocks that it shares with its snapshots are counted.
+    public var usedBytes: UInt64
+    /// Left in the pool, for all of its devices.
+    public var availableBytes: UInt64
+
+    public init(usedBytes: UInt64, availableBytes: UInt64) {
+        self.usedBytes = usedBytes
+        self.availableBytes = availableBytes
+    }
 }
 
 /// What a write promises when it returns.

@@ -10,7 +10,7 @@ public enum BlockError: Error, Equatable, Sendable {
     case noSpace
     /// What is stored at this byte offset of the device is not what was written. SBC: MEDIUM ERROR 11/00.
     case medium(offset: UInt64)
-    /// `compareAndWrite` found a difference at this byte of the range. SBC: MISCOMPARE 1D/00.
+    /// `compareAndWrite` found a difference at this byte of the device. SBC: MISCOMPARE 1D/00.
     case miscompare(offset: UInt64)
     /// The operating system answered with this errno. SBC: HARDWARE ERROR 44/00.
     case io(errno: Int32)

@@ -36,6 +36,8 @@ public final class FaultyDevice: BlockDevice {
     public var sizeBytes: UInt64 { base.sizeBytes }
     public var geometry: BlockGeometry { base.geometry }
     public var isReadOnly: Bool { base.isReadOnly }
+    public var atomicWriteBytes: Int { base.atomicWriteBytes }
+    public func usage() -> DeviceUsage? { base.usage() }
 
     private func pass(_ operation: Operation) throws(BlockError) {
         let rule = state.withLock { state in

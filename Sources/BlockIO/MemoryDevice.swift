@@ -22,6 +22,16 @@ public final class MemoryDevice: BlockDevice {
 
     public var sizeBytes: UInt64 { contents.withLock { $0.sizeBytes } }
 
+    /// Everything happens under one lock.
+    public var atomicWriteBytes: Int { 128 << 10 }
+
+    public func usage() -> DeviceUsage? {
+        contents.withLock { contents in
+            let used = UInt64(contents.blocks.count * Self.blockBytes)
+            return DeviceUsage(usedBytes: used, availableBytes: max(contents.sizeBytes, used) - used)
+        }
+    }
+
     /// Changes the size; what lies beyond a smaller one is forgotten.
     public func resize(to sizeBytes: UInt64) {
         contents.withLock { contents in

@@ -14,6 +14,17 @@ final class VolumeDevice: BlockDevice, @unchecked Sendable {
     var sizeBytes: UInt64 { core.monitor.withLock { volume.head.sizeBytes } }
     var geometry: BlockGeometry { BlockGeometry() }
     var isReadOnly: Bool { core.monitor.withLock { core.refusal != nil } }
+    /// A write enters the map under one lock, and its records are in one batch of the journal, which recovery takes
+    /// whole or not at all. Longer ones do, too; a peer needs no more.
+    var atomicWriteBytes: Int { 128 << 10 }
+
+    func usage() -> DeviceUsage? {
+        core.monitor.withLock {
+            DeviceUsage(
+                usedBytes: core.record(of: volume).mappedBytes,
+                availableBytes: core.space.dataFree * UInt64(Format.blockBytes))
+        }
+    }
 
     func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(BlockError) {
         try core.read(.volume(volume), at: offset, into: buffer)

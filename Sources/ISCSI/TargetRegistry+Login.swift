@@ -171,6 +171,8 @@ struct TargetDirectory: SessionDirectory {
     var portalGroupTag: UInt16 = 1
     /// All portals; when there are none, initiators are told the address where they reached us.
     var portals: [Portal] = []
+    /// Each I_T nexus begins with the unit attention 29/00.
+    var saysPowerOn = true
 
     func luns() -> [Int] {
         registry.state.withLock { $0.targets[iqn]?.luns.keys.sorted() ?? [] }
@@ -183,7 +185,7 @@ struct TargetDirectory: SessionDirectory {
             guard let target = state.targets[iqn], let unit = target.luns[lun] else { return nil }
             return unit.attach(
                 initiatorPort: initiatorPort, targetPort: state.port(target.port.name, portalGroupTag),
-                copyDirectory: registry)
+                copyDirectory: registry, saysPowerOn: saysPowerOn)
         }
     }
 

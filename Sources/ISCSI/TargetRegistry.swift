@@ -227,8 +227,12 @@ public final class TargetRegistry: Sendable {
     /// Tells sessions that the capacity changed (unit attention 2A/09).
     public func deviceResized(naa: String) { unit(naa)?.raise(.capacityChanged) }
 
-    /// Tells sessions that the contents were replaced (unit attention 28/00).
-    public func deviceReverted(naa: String) { unit(naa)?.raise(.mediumMayHaveChanged) }
+    /// Tells sessions that the contents were replaced (unit attention 28/00), and with them perhaps the size (2A/09).
+    public func deviceReverted(naa: String) {
+        let unit = unit(naa)
+        unit?.raise(.mediumMayHaveChanged)
+        unit?.raise(.capacityChanged)
+    }
 
     /// Tells sessions that the pool is nearly full (unit attention 38/07).
     public func deviceSoftThreshold(naa: String) { unit(naa)?.raise(.thinSoftThreshold) }

@@ -82,7 +82,9 @@ enum InquiryData {
         return body
     }()
 
-    static func blockLimits(_ limits: LogicalUnitLimits, _ geometry: BlockGeometry) -> [UInt8] {
+    static func blockLimits(
+        _ limits: LogicalUnitLimits, _ geometry: BlockGeometry, _ atomicWriteBytes: Int
+    ) -> [UInt8] {
         let block = geometry.logicalBlockBytes
         let perPhysical = max(geometry.physicalBlockBytes / block, 1)
         var page = [UInt8](repeating: 0, count: 64)
@@ -98,6 +100,8 @@ enum InquiryData {
         // UGAVALID, alignment 0.
         page.set(long: 0x8000_0000, at: 32)
         page.set(quad: limits.writeSameBytes / UInt64(block), at: 36)
+        // MAXIMUM ATOMIC TRANSFER LENGTH; no alignment, no granularity, no boundaries.
+        page.set(long: UInt32(atomicWriteBytes / block), at: 44)
         return Array(page[4...])
     }
 }

@@ -93,6 +93,7 @@ extension LogicalUnit {
         case 0x17, 0x57: release6(nexus: nexus)
         case 0x83: try beginExtendedCopy(cdb)
         case 0x84: try receiveCopyResults(cdb, nexus: nexus)
+        case 0x4D: try logSense(cdb)
         case 0x5E: try persistentReserveIn(cdb)
         case 0x5F: try beginPersistentReserveOut(cdb)
         default: throw .illegal(.invalidOperationCode)
@@ -129,30 +130,40 @@ extension LogicalUnit {
             case .write: try device.write(at: offset, from: bytes, durability: .cached)
             case .writeAndVerify:
                 try device.write(at: offset, from: bytes, durability: .cached)
-                try compare(bytes, at: offset, relative: relative)
-            case .compare: try compare(bytes, at: offset, relative: relative)
+                try compare(bytes, at: offset)
+            case .compare: try compare(bytes, at: offset)
             case .or: try or(bytes, at: offset)
             }
         } catch {
+            // INFORMATION is the offset of the first difference in the data of the command (SBC-3 4.10).
+            if case .miscompare(let at) = error {
+                throw .sense(SenseData(.miscompare, .miscompare, information: at - operation.offset))
+            }
             throw .sense(SenseData(error, blockBytes: blockBytes))
         }
     }
 
-    private func compare(_ bytes: UnsafeRawBufferPointer, at offset: UInt64, relative: Int) throws(BlockError) {
+    private func compare(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(BlockError) {
         let stored = try stored(at: offset, count: bytes.count)
         guard !stored.elementsEqual(bytes) else { return }
         let first = zip(stored, bytes).enumerated().first { $0.element.0 != $0.element.1 }
-        throw .miscompare(offset: UInt64(relative + (first?.offset ?? 0)))
+        throw .miscompare(offset: offset + UInt64(first?.offset ?? 0))
     }
 
     private func or(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(BlockError) {
-        // Two ORWRITEs of one range must not lose each other's bits.
-        let previous = try stored(at: offset, count: bytes.count)
-        var result = previous
-        for index in 0..<bytes.count { result[index] |= bytes[index] }
-        try withBytes(previous, result) { (expected, replacement) throws(BlockError) in
-            try device.compareAndWrite(
-                at: offset, expected: expected, replacement: replacement, durability: .cached)
+        // Two ORWRITEs of one range must not lose each other's bits: who comes second begins anew.
+        while true {
+            let previous = try stored(at: offset, count: bytes.count)
+            var result = previous
+            for index in 0..<bytes.count { result[index] |= bytes[index] }
+            do throws(BlockError) {
+                return try withBytes(previous, result) { (expected, replacement) throws(BlockError) in
+                    try device.compareAndWrite(
+                        at: offset, expected: expected, replacement: replacement, durability: .cached)
+                }
+            } catch {
+                guard case .miscompare = error else { throw error }
+            }
         }
     }
 

@@ -96,9 +96,15 @@ extension LogicalUnit {
         if cdb[1] & 0xE0 != 0 { throw .invalidCDB(byte: 1) }
         let blocks = UInt64(cdb.word(12))
         try check(lba: cdb.quad(2), blocks: blocks)
-        // The device is atomic per physical block only, so that is all that is promised (VPD B0).
-        throw .illegal(.invalidOperationCode)
+        // ATOMIC BOUNDARY: writes that are cut into several atomic ones are not offered (VPD B0).
+        guard cdb.word(10) == 0 else { throw .invalidCDB(byte: 10) }
+        guard blocks <= UInt64(atomicWriteBytes / blockBytes) else { throw .invalidCDB(byte: 12) }
+        // All of it is gathered, because the device takes it at once or not at all.
+        return .parameterList(lengthBytes: Int(blocks) * blockBytes, ParameterOperation(command: cdb))
     }
+
+    /// MAXIMUM ATOMIC TRANSFER LENGTH, in bytes.
+    var atomicWriteBytes: Int { min(device.atomicWriteBytes, limits.transferBytes) }
 
     func beginSynchronizeCache(_ cdb: CommandBlock) throws(SenseData) -> CommandDisposition {
         let (lba, blocks) = rawExtent(cdb)
@@ -175,6 +181,20 @@ extension LogicalUnit {
         case .failure(.miscompare(let at)): throw SenseData(.miscompare, .miscompare, information: at - offset)
         case .failure(let error): throw SenseData(error, blockBytes: blockBytes)
         }
+        return isDurable(cdb) ? .blocking(BlockingOperation(kind: .flush)) : .end(.good)
+    }
+
+    func writeAtomic(_ cdb: CommandBlock, list: [UInt8]) throws(SenseData) -> CommandDisposition {
+        if list.isEmpty { return .end(.good) }
+        let offset = cdb.quad(2) * UInt64(blockBytes)
+        let result: Result<Void, BlockError> = list.withUnsafeBytes { bytes in
+            do throws(BlockError) {
+                return .success(try device.write(at: offset, from: bytes, durability: .cached))
+            } catch {
+                return .failure(error)
+            }
+        }
+        if case .failure(let error) = result { throw SenseData(error, blockBytes: blockBytes) }
         return isDurable(cdb) ? .blocking(BlockingOperation(kind: .flush)) : .end(.good)
     }
 

@@ -27,11 +27,11 @@ extension LogicalUnit {
         case 0x83: InquiryData.page(0x83, InquiryData.designators(identity, nexus.targetPort))
         case 0x86: InquiryData.page(0x86, InquiryData.extendedInquiry)
         case 0x8F: InquiryData.page(0x8F, Self.thirdPartyCopyPage)
-        case 0xB0: InquiryData.page(0xB0, InquiryData.blockLimits(limits, device.geometry))
+        case 0xB0: InquiryData.page(0xB0, InquiryData.blockLimits(limits, device.geometry, atomicWriteBytes))
         // Medium rotation rate 1: nothing turns. WABEREQ and the rest: not reported.
         case 0xB1: InquiryData.page(0xB1, [0x00, 0x01] + [UInt8](repeating: 0, count: 58))
-        // LBPU, LBPWS, LBPWS10, LBPRZ; thin provisioned.
-        case 0xB2: InquiryData.page(0xB2, [0x00, 0xE4, 0x02, 0x00])
+        // The threshold exponent; LBPU, LBPWS, LBPWS10, LBPRZ; thin provisioned.
+        case 0xB2: InquiryData.page(0xB2, [thresholdExponent, 0xE4, 0x02, 0x00])
         default: nil
         }
     }
@@ -137,6 +137,7 @@ extension LogicalUnit {
     ) throws(SenseData) -> CommandDisposition {
         switch cdb.opcode {
         case 0x89: try compareAndWrite(cdb, list: list)
+        case 0x9C: try writeAtomic(cdb, list: list)
         case 0x41, 0x93: try writeSame(cdb, list: list)
         case 0x42: try unmap(list)
         case 0x15, 0x55: try modeSelect(cdb, list: list, nexus: nexus)

@@ -91,12 +91,17 @@ public final class LogicalUnit: Sendable {
     }
 
     /// Makes the logical unit known to a new I_T nexus. The two hold each other until ``detach(_:)``.
-    /// - Parameter copyDirectory: which other units EXTENDED COPY may reach.
+    /// - Parameters:
+    ///   - copyDirectory: which other units EXTENDED COPY may reach.
+    ///   - saysPowerOn: begin with the unit attention 29/00. The initiator may have known the unit before this process
+    ///     did, with reservations, mode parameters and a cache that are not there any more.
     public func attach(
-        initiatorPort: InitiatorPort, targetPort: TargetPort, copyDirectory: (any CopyDirectory)? = nil
+        initiatorPort: InitiatorPort, targetPort: TargetPort, copyDirectory: (any CopyDirectory)? = nil,
+        saysPowerOn: Bool = false
     ) -> LogicalUnitNexus {
         let nexus = LogicalUnitNexus(
             unit: self, initiatorPort: initiatorPort, targetPort: targetPort, copyDirectory: copyDirectory)
+        if saysPowerOn { nexus.raise(.powerOn) }
         state.withLock { $0.nexuses.append(nexus) }
         return nexus
     }

@@ -73,7 +73,8 @@ extension SenseData {
         case .readOnly: self.init(.dataProtect, .writeProtected)
         case .noSpace: self.init(.dataProtect, .spaceAllocationFailed)
         case .medium(let offset): self.init(.mediumError, .unrecoveredReadError, information: offset / block)
-        case .miscompare(let offset): self.init(.miscompare, .miscompare, information: offset)
+        // Who compared knows where its data began, and says so itself.
+        case .miscompare: self.init(.miscompare, .miscompare)
         case .io: self.init(.hardwareError, .internalTargetFailure)
         case .removed: self.init(.illegalRequest, .logicalUnitNotSupported)
         }
@@ -85,7 +86,7 @@ extension ParameterOperation {
     /// command does not name, mean that the two disagree about what is written.
     public var needsExactLength: Bool {
         switch command.opcode {
-        case 0x89, 0x41, 0x93: true
+        case 0x89, 0x41, 0x93, 0x9C: true
         default: false
         }
     }

@@ -54,6 +54,7 @@ public struct AdditionalSense: Sendable, Hashable {
     public static let softwareWriteProtected = Self(0x27, 0x02)
     public static let spaceAllocationFailed = Self(0x27, 0x07)
     public static let mediumMayHaveChanged = Self(0x28, 0x00)
+    public static let powerOn = Self(0x29, 0x00)
     public static let busDeviceReset = Self(0x29, 0x03)
     public static let nexusLoss = Self(0x29, 0x07)
     public static let modeParametersChanged = Self(0x2A, 0x01)

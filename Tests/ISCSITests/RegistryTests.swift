@@ -72,7 +72,7 @@ struct RegistryTests {
         }
         let port = InitiatorPort(name: "iqn.2026-11.test:i", isid: 1)
         let nexuses = [iqn, "iqn.2026-11.test:second"].map { name in
-            TargetDirectory(registry: registry, iqn: name).attach(lun: 3, initiatorPort: port)
+            TargetDirectory(registry: registry, iqn: name, saysPowerOn: false).attach(lun: 3, initiatorPort: port)
         }
         let first = try #require(nexuses[0])
         let second = try #require(nexuses[1])
@@ -162,7 +162,7 @@ struct RegistryTests {
             try registry.addTarget(iqn)
             try registry.addLUN(iqn, lun: 0, device: MemoryDevice(sizeBytes: 1 << 20), identity: identity(1))
             return try ([1, 2] as [UInt16]).map { tag in
-                let directory = TargetDirectory(registry: registry, iqn: iqn, portalGroupTag: tag)
+                let directory = TargetDirectory(registry: registry, iqn: iqn, portalGroupTag: tag, saysPowerOn: false)
                 return try #require(
                     directory.attach(lun: 0, initiatorPort: InitiatorPort(name: "iqn.2026-11.test:i", isid: 1))
                 ).targetPort
@@ -181,7 +181,7 @@ struct RegistryTests {
         try registry.addTarget(iqn)
         try registry.addLUN(iqn, lun: 0, device: MemoryDevice(sizeBytes: 1 << 20), identity: identity(1))
         let nexuses = try ([1, 2] as [UInt16]).map { tag in
-            let directory = TargetDirectory(registry: registry, iqn: iqn, portalGroupTag: tag)
+            let directory = TargetDirectory(registry: registry, iqn: iqn, portalGroupTag: tag, saysPowerOn: false)
             return try #require(directory.attach(lun: 0, initiatorPort: InitiatorPort(name: "iqn.a:i", isid: 1)))
         }
         func sense(_ nexus: LogicalUnitNexus) -> AdditionalSense? {

@@ -23,7 +23,8 @@ final class ScriptedSession: SessionTransport {
 
     init(
         parameters: SessionParameters = ScriptedSession.defaults, device: (any BlockDevice)? = nil,
-        limits: TargetLimits = .init(), isDiscovery: Bool = false
+        limits: TargetLimits = .init(), isDiscovery: Bool = false,
+        saysPowerOn: Bool = false
     ) throws {
         registry = TargetRegistry(limits: limits)
         self.device = device ?? MemoryDevice(sizeBytes: 16 << 20)
@@ -41,7 +42,7 @@ final class ScriptedSession: SessionTransport {
         session = Session(
             outcome: outcome, limits: limits, counters: SessionCounters(),
             directory: TargetDirectory(
-                registry: registry, iqn: isDiscovery ? "" : Self.iqn),
+                registry: registry, iqn: isDiscovery ? "" : Self.iqn, saysPowerOn: saysPowerOn),
             localAddress: "192.0.2.1:3260", transport: self)
     }
 

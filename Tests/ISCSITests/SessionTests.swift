@@ -396,4 +396,13 @@ extension ScriptedSession {
 extension String {
     /// Names compare without regard to case, but begin in lower case.
     fileprivate func replacingPrefix(_ prefix: String) -> String { prefix.lowercased() + dropFirst(prefix.count) }
+
+    @Test("the first command of a session to a unit learns of a power on, INQUIRY and REPORT LUNS before it do not")
+    func powerOn() throws {
+        let peer = try ScriptedSession(saysPowerOn: true)
+        #expect(peer.exchange(peer.command([0x12, 0, 0, 0, 36, 0], flags: 0xC0, expected: 36))[0].status == 0)
+        #expect(peer.exchange(peer.command(CDB.testUnitReady, flags: 0x80))[0].sense == [6, 0x29, 0])
+        #expect(peer.exchange(peer.command(CDB.testUnitReady, flags: 0x80))[0].status == 0)
+        #expect(peer.exchange(peer.command(CDB.testUnitReady, flags: 0x80, lun: 1))[0].sense == [6, 0x29, 0])
+    }
 }
