@@ -139,6 +139,8 @@ let package = Package(
 
         // A simulated disk and a seeded generator, for the tests of the store.
         .target(name: "Simulation", dependencies: ["BlockIO"], path: "Tests/Simulation", swiftSettings: strict),
+        // An iSCSI initiator that does what a test wants.
+        .target(name: "TestInitiator", path: "Tests/TestInitiator", swiftSettings: strict),
         .testTarget(name: "BlockIOTests", dependencies: ["BlockIO"], swiftSettings: strict),
         .testTarget(
             name: "BlockStoreTests", dependencies: ["BlockStore", "BlockIO", "Simulation"], swiftSettings: strict),
@@ -146,7 +148,9 @@ let package = Package(
         .testTarget(name: "SCSITests", dependencies: ["SCSI", "BlockIO"], swiftSettings: strict),
         .testTarget(
             name: "ISCSITests",
-            dependencies: ["ISCSI", "SCSI", "BlockIO", .product(name: "Logging", package: "swift-log")] + nio,
+            dependencies: [
+                "ISCSI", "SCSI", "BlockIO", "TestInitiator", .product(name: "Logging", package: "swift-log"),
+            ] + nio,
             swiftSettings: strict),
         .testTarget(name: "PluginKitTests", dependencies: ["PluginKit"], swiftSettings: strict),
         .testTarget(
@@ -205,6 +209,6 @@ let package = Package(
             ],
             swiftSettings: strict),
         .testTarget(name: "StyleTests", swiftSettings: strict),
-        .testTarget(name: "SystemTests", dependencies: ["API"], swiftSettings: strict),
+        .testTarget(name: "SystemTests", dependencies: ["API", "TestInitiator"], swiftSettings: strict),
     ]
 )

@@ -17,9 +17,11 @@ final class RunningServer: Sendable {
     static let open = "iqn.2026-11.test:open"
     static let closed = "iqn.2026-11.test:closed"
 
-    init(limits: TargetLimits = .init(), sizeBytes: UInt64 = 64 << 20) async throws {
+    init(
+        limits: TargetLimits = .init(), sizeBytes: UInt64 = 64 << 20, geometry: BlockGeometry = .init()
+    ) async throws {
         registry = TargetRegistry(limits: limits)
-        device = MemoryDevice(sizeBytes: sizeBytes)
+        device = MemoryDevice(sizeBytes: sizeBytes, geometry: geometry)
         for (index, name) in [Self.open, Self.closed].enumerated() {
             try registry.addTarget(name)
             try registry.addLUN(
