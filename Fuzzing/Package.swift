@@ -41,6 +41,6 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ] + nio,
             path: "Product/ISCSI", swiftSettings: strict),
-        fuzzer("Session"), fuzzer("Login"), fuzzer("Values"), fuzzer("Commands"),
+        fuzzer("Session"), fuzzer("Login"), fuzzer("Values"), fuzzer("Commands"), fuzzer("Lists"),
     ]
 )

@@ -63,6 +63,9 @@ final class NodeProcess: Sendable {
             undo.append { _ = try? await blocking.run { try pool.close() } }
             let registry = TargetRegistry(
                 reservationStore: CatalogReservations(catalog: catalog, logger: logger))
+            for group in Set([1] + configuration.iscsiPortals.map(\.group)) {
+                try registry.setPortalGroup(group, access: configuration.iscsiGroups[group, default: .optimized].state)
+            }
             let reservations = VolumeReservations()
             let inventory = Inventory(
                 pool: pool, registry: registry, catalog: catalog, secrets: identity.secrets,
@@ -138,10 +141,29 @@ final class NodeProcess: Sendable {
         }
         let address = ListenAddress(host: bound.ipAddress ?? listen.host, port: bound.port ?? listen.port)
         addresses.iscsi = address.description
-        inventory.portals =
-            configuration.iscsiAdvertise.map { [$0.description] }
-            ?? reachableAddresses(address).map(\.description)
+        let reached = configuration.iscsiAdvertise.map { [$0] } ?? reachableAddresses(address)
+        inventory.portalsByGroup[1] = reached.map(\.description)
+        try await startPortals(configuration, inventory, server)
         return server
+    }
+
+    /// The portals beside the first one.
+    private static func startPortals(
+        _ configuration: NodeConfiguration, _ inventory: Inventory, _ server: ISCSIServer
+    ) async throws {
+        for portal in configuration.iscsiPortals {
+            let listen = portal.address
+            do {
+                let resolved = try SocketAddress.makeAddressResolvingHost(listen.host, port: listen.port)
+                let bound = try await server.start(
+                    host: resolved.ipAddress ?? listen.host, port: listen.port, portalGroupTag: portal.group)
+                let address = ListenAddress(host: bound.ipAddress ?? listen.host, port: bound.port ?? listen.port)
+                inventory.portalsByGroup[portal.group, default: []] += reachableAddresses(address).map(\.description)
+            } catch {
+                await server.shutdown(graceSeconds: 0)
+                throw ServeFailure("cannot listen for iSCSI on \(listen): \(reason(error))")
+            }
+        }
     }
 
     /// An address that initiators can use in place of "all addresses".

@@ -50,6 +50,8 @@ struct SchemaTests {
         Sample(
             "VolumeCreateRequest", VolumeCreateRequest(name: "n", sizeBytes: 1, export: true),
             VolumeCreateRequest(name: "n", sizeBytes: 1)),
+        Sample("PortalGroupInfo", PortalGroupInfo(group: 1, access: .standby, portals: ["p"])),
+        Sample("PortalGroupRequest", PortalGroupRequest(access: .nonOptimized)),
         Sample("VolumeResizeRequest", VolumeResizeRequest(sizeBytes: 1)),
         Sample(
             "RevertRequest", RevertRequest(volumes: ["v"], snapshot: "s", undo: true, drive: true, dryRun: true),

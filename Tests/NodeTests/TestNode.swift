@@ -43,8 +43,12 @@ final class TestNode: Sendable {
         return configuration
     }
 
-    static func start(_ directory: String) async throws -> TestNode {
-        let process = try await NodeProcess.start(configuration(directory), logger: Logger(label: "test"))
+    static func start(
+        _ directory: String, configure: (inout NodeConfiguration) -> Void = { _ in }
+    ) async throws -> TestNode {
+        var configuration = configuration(directory)
+        configure(&configuration)
+        let process = try await NodeProcess.start(configuration, logger: Logger(label: "test"))
         let running = Task { try await process.run(endingOn: []) }
         let deadline = ContinuousClock.now + .seconds(30)
         while process.services.addresses.api.isEmpty, ContinuousClock.now < deadline {

@@ -21,7 +21,9 @@ struct ReservationTests {
         return path
     }
 
-    @Test("kill -9 of the node: a reservation with APTPL still keeps others out, one without is gone and nobody is kept out")
+    @Test(
+        "kill -9 of the node: a reservation with APTPL still keeps others out, one without is gone and nobody is kept out"
+    )
     func killed() throws {
         let node = try TestNode()
         defer { node.stop() }

@@ -104,6 +104,14 @@ extension NodeConfiguration {
         if apiListen.port == iscsiListen.port, apiListen.port != 0, apiListen.host == iscsiListen.host {
             report("iscsi.listen", "is the same as api.listen (\(apiListen))")
         }
+        let addresses = [iscsiListen, apiListen] + iscsiPortals.map(\.address)
+        for (index, address) in addresses.enumerated() where index > 1 && address.port != 0 {
+            if addresses[..<index].contains(address) { report("iscsi.portals", "names \(address) twice") }
+        }
+        for group in iscsiGroups.keys.sorted() where group != 1 && !iscsiPortals.contains(where: { $0.group == group })
+        {
+            report("iscsi.groups", "names the group \(group), in which there is no portal")
+        }
         if dataDirectory.isEmpty || dataDirectory == "/" {
             report("data", "must name a directory of its own")
         }

@@ -1,3 +1,4 @@
+import API
 import Foundation
 
 /// One setting: its key in the file, its environment variable, its flag, and how its text becomes a value.
@@ -46,6 +47,32 @@ extension ConfigurationSetting {
             configuration.iscsiAdvertise = address
             return nil
         },
+        ConfigurationSetting("iscsi.portals", "STILLPOINT_ISCSI_PORTALS") { text, configuration in
+            configuration.iscsiPortals = []
+            for item in list(text) {
+                let parts = item.split(separator: "=")
+                guard parts.count == 2, let address = ListenAddress(String(parts[0])), let group = UInt16(parts[1])
+                else {
+                    return "\"\(item)\" is not HOST:PORT=GROUP such as 192.0.2.7:3260=2"
+                }
+                configuration.iscsiPortals.append(PortalSetting(address: address, group: group))
+            }
+            return configuration.iscsiPortals.count <= 32 ? nil : "has more than 32 portals"
+        },
+        ConfigurationSetting("iscsi.groups", "STILLPOINT_ISCSI_GROUPS") { text, configuration in
+            configuration.iscsiGroups = [:]
+            for item in list(text) {
+                let parts = item.split(separator: "=")
+                guard parts.count == 2, let group = UInt16(parts[0]),
+                    let access = PortalAccess(rawValue: String(parts[1]))
+                else {
+                    let states = PortalAccess.allCases.map(\.rawValue).joined(separator: ", ")
+                    return "\"\(item)\" is not GROUP=STATE with one of the states \(states)"
+                }
+                configuration.iscsiGroups[group] = access
+            }
+            return nil
+        },
         path("pool.path", "STILLPOINT_POOL_PATH", \.poolPath),
         ConfigurationSetting("pool.maximumSize", "STILLPOINT_POOL_MAXIMUM_SIZE") { text, configuration in
             guard let bytes = ByteSize.parse(text), bytes >= 64 << 20 else {
@@ -67,6 +94,10 @@ extension ConfigurationSetting {
     /// All variables of the node that are read elsewhere than here; any other `STILLPOINT_` variable is a mistake of
     /// spelling only where it resembles one of ours, so unknown ones are let be.
     static let byKey = Dictionary(uniqueKeysWithValues: all.map { ($0.key, $0) })
+
+    private static func list(_ text: String) -> [String] {
+        text.split(separator: ",").map { $0.trimmingCharacters(in: .whitespaces) }
+    }
 
     private static func listen(
         _ key: String, _ environment: String, _ path: any WritableKeyPath<NodeConfiguration, ListenAddress> & Sendable

@@ -1,4 +1,4 @@
-import API
+public import API
 public import Foundation
 
 /// Everything that `stillpoint serve` can be told. Each value comes from a flag, else the environment, else the file,
@@ -12,6 +12,10 @@ public struct NodeConfiguration: Sendable, Equatable {
     public var iscsiListen: ListenAddress
     /// `HOST:PORT` that initiators are told in discovery, where it is not the one listened on (address translation).
     public var iscsiAdvertise: ListenAddress?
+    /// Further iSCSI portals; the one of ``iscsiListen`` is in group 1.
+    public var iscsiPortals: [PortalSetting]
+    /// How portal groups reach the volumes when the node starts; those that are not named are optimized.
+    public var iscsiGroups: [UInt16: PortalAccess]
     /// Default `auto`.
     public var apiTLS: TLSChoice
     /// Certificate chain, PEM; nil for one issued by the node's own authority.
@@ -50,6 +54,8 @@ public struct NodeConfiguration: Sendable, Equatable {
         dataDirectory = Self.defaultDataDirectory(environment)
         apiListen = ListenAddress(host: "127.0.0.1", port: 11_170)
         iscsiListen = ListenAddress(host: "127.0.0.1", port: 3_260)
+        iscsiPortals = []
+        iscsiGroups = [:]
         apiTLS = .auto
         apiNames = []
         logLevel = .info
@@ -68,6 +74,17 @@ public struct NodeConfiguration: Sendable, Equatable {
     public var effectivePoolPath: String { poolPath ?? dataDirectory + "/pool" }
 
     public var usesTLS: Bool { apiTLS == .required || !apiListen.isLoopback }
+}
+
+/// An iSCSI portal and the portal group that it is in.
+public struct PortalSetting: Sendable, Equatable {
+    public var address: ListenAddress
+    public var group: UInt16
+
+    public init(address: ListenAddress, group: UInt16) {
+        self.address = address
+        self.group = group
+    }
 }
 
 /// `HOST:PORT`, `[V6]:PORT` or `:PORT`; port 0 lets the system choose.

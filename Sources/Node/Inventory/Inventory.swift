@@ -25,7 +25,7 @@ final class Inventory: Sendable {
     let logger: Logger
     /// Makes operations run one after another.
     private let gate = VolumeReservations()
-    private let portalAddresses = Mutex<[String]>([])
+    private let portalAddresses = Mutex<[UInt16: [String]]>([:])
     private let decoded = DecodedAttributes()
     /// When an export of a snapshot last had a session.
     let exportUse = Mutex<[String: Date]>([:])
@@ -44,7 +44,10 @@ final class Inventory: Sendable {
     }
 
     /// `HOST:PORT` of the portals, known once the target listens.
-    var portals: [String] {
+    var portals: [String] { portalsByGroup.sorted { $0.key < $1.key }.flatMap(\.value) }
+
+    /// The same, by portal group.
+    var portalsByGroup: [UInt16: [String]] {
         get { portalAddresses.withLock { $0 } }
         set { portalAddresses.withLock { $0 = newValue } }
     }

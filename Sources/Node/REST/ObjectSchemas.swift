@@ -8,6 +8,7 @@ enum ObjectSchemas {
     static let byName = Dictionary(uniqueKeysWithValues: all.map { ($0.name, $0) })
 
     private static let consistency = Schema.choice(Consistency.allCases.map(\.rawValue))
+    private static let access = Schema.choice(PortalAccess.allCases.map(\.rawValue))
     private static let policy = Schema.choice(["require", "allowLower"])
     private static let layer = Schema.choice(ProtectionLayer.allCases.map(\.rawValue))
 
@@ -76,6 +77,13 @@ enum ObjectSchemas {
     ]
 
     private static let targets = [
+        ObjectSchema(
+            "PortalGroupInfo", "A portal group, which hosts see as a target port group (ALUA).",
+            [
+                required("group", .integer(0...65_535)), required("access", access),
+                required("portals", .array(.string), "HOST:PORT of each portal."),
+            ]),
+        ObjectSchema("PortalGroupRequest", "", [required("access", access)]),
         ObjectSchema(
             "TargetInfo", "An iSCSI target.",
             [

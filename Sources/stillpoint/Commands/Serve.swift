@@ -22,6 +22,10 @@ struct Serve: AsyncParsableCommand {
     var iscsiListen: String?
     @Option(help: ArgumentHelp("Where initiators are told to connect, if elsewhere.", valueName: "host:port"))
     var iscsiAdvertise: String?
+    @Option(help: ArgumentHelp("More portals, each with the number of its group.", valueName: "host:port=group,…"))
+    var iscsiPortals: String?
+    @Option(help: ArgumentHelp("How portal groups reach the volumes at the start.", valueName: "group=state,…"))
+    var iscsiGroups: String?
     @Option(help: ArgumentHelp("Where the API listens. Default 127.0.0.1:11170.", valueName: "host:port"))
     var apiListen: String?
     @Option(help: ArgumentHelp("auto: TLS beyond loopback. required: TLS always.", valueName: "choice"))
@@ -60,6 +64,7 @@ struct Serve: AsyncParsableCommand {
     private var flags: [String: String] {
         let given = [
             "data": data.map(Self.absolute), "iscsi-listen": iscsiListen, "iscsi-advertise": iscsiAdvertise,
+            "iscsi-portals": iscsiPortals, "iscsi-groups": iscsiGroups,
             "api-listen": apiListen, "api-tls": apiTls, "api-names": apiNames,
             "pool-path": poolPath.map(Self.absolute), "pool-maximumSize": poolMaximumSize,
             "log-level": logLevel,
