@@ -19,7 +19,7 @@ struct ConformanceTests {
 
     @Test("every test of the family passes, or is skipped for a reason", .enabled(if: isInstalled), arguments: families)
     func family(_ family: String) async throws {
-        // GetLBAStatus.UnmapSingle wants more than SBC-3 where a physical block has several logical ones (docs/scsi.md).
+        // GetLBAStatus.UnmapSingle asks for more than SBC-3 on units of 8 logical blocks a physical one: docs/scsi.md.
         let physical = family == "GetLBAStatus" ? 512 : 4096
         let running = try await RunningServer(geometry: BlockGeometry(physicalBlockBytes: physical))
         let url = "iscsi://127.0.0.1:\(running.port)/\(RunningServer.open)/0"

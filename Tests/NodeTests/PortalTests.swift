@@ -1,5 +1,6 @@
 import API
 import Foundation
+import NIOHTTP1
 import Testing
 
 @testable import Node
@@ -23,8 +24,7 @@ struct PortalTests {
         let changed = try await node.call(.POST, "/v1/portal-groups/2", PortalGroupRequest(access: .nonOptimized))
         #expect(changed.status == 200)
         #expect(try changed.decode(PortalGroupInfo.self).access == .nonOptimized)
-        #expect(
-            node.services.inventory.registry.portalGroups().map(\.access) == [.activeOptimized, .activeNonOptimized])
+        #expect(node.services.inventory.portalGroups().map(\.access) == [.optimized, .nonOptimized])
         let unknown = try await node.call(.POST, "/v1/portal-groups/7", PortalGroupRequest(access: .standby))
         #expect(unknown.status == 404 && unknown.failure?.code == "portalGroupNotFound")
         let wrong = try await node.call(.POST, "/v1/portal-groups/2", raw: Data(#"{"access":"fast"}"#.utf8))

@@ -22,7 +22,7 @@ struct ReservationTests {
     }
 
     @Test(
-        "kill -9 of the node: a reservation with APTPL still keeps others out, one without is gone and nobody is kept out"
+        "kill -9 of the node: a reservation with APTPL keeps others out as before, one without keeps nobody out"
     )
     func killed() throws {
         let node = try TestNode()

@@ -27,8 +27,7 @@ struct PortalCommands: AsyncParsableCommand {
                 """)
 
         @Argument(help: "Number of the group.") var group: Int
-        @Argument(
-            help: ArgumentHelp(PortalAccess.allCases.map(\.rawValue).joined(separator: ", "), valueName: "state"))
+        @Argument(help: ArgumentHelp(SetState.states, valueName: "state"), transform: SetState.state)
         var access: PortalAccess
         @OptionGroup var connection: ConnectionOptions
 
@@ -36,6 +35,15 @@ struct PortalCommands: AsyncParsableCommand {
             let changed = try await node.setPortalGroup(group, access)
             if connection.isJSON { return try Output.json(changed) }
             Output.table(PortalCommands.table([changed]), whenEmpty: "")
+        }
+
+        private static let states = PortalAccess.allCases.map(\.rawValue).joined(separator: ", ")
+
+        private static func state(_ text: String) throws -> PortalAccess {
+            guard let access = PortalAccess(rawValue: text) else {
+                throw ValidationError("\"\(text)\" is none of \(states)")
+            }
+            return access
         }
     }
 
@@ -45,5 +53,3 @@ struct PortalCommands: AsyncParsableCommand {
             rows: groups.map { ["\($0.group)", $0.access.rawValue, Show.list($0.portals)] })
     }
 }
-
-extension PortalAccess: @retroactive ExpressibleByArgument {}
