@@ -40,6 +40,7 @@ final class Bench {
             options.journalBytes = command.number("journal", options.journalBytes)
             options.cacheBytes = command.number("cache", options.cacheBytes)
             options.overlayEntries = Int(command.number("overlay", UInt64(options.overlayEntries)))
+            options.backend = StorageBackend(rawValue: command.text("io", "auto"))!
             let path = command.text("path")
             let began = nanoseconds()
             let made =

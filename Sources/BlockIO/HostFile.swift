@@ -14,12 +14,16 @@ public final class HostFile: StorageFile {
 
     private let descriptor: Int32
     private let isBlockDevice: Bool
+    private let rings: UringStock?
+    /// How calls reach the disk: `pread`, `uring`, or why it is not the latter.
+    public let backend: String
     /// For uncached reads; opened when first asked for, -1 where it cannot be had.
     private let directDescriptor = Mutex<Int32?>(nil)
 
     /// Opens and locks `path`. Errors: `EWOULDBLOCK` when another process has it, `EEXIST` for `create` on a regular
     /// file, and whatever open(2) answers.
-    public init(path: String, mode: Mode) throws(StorageError) {
+    public init(path: String, mode: Mode, backend choice: StorageBackend = .automatic) throws(StorageError) {
+        (rings, backend) = try Self.prepare(choice)
         descriptor = try HostFile.openDescriptor(path: path, mode: mode)
         var size: UInt64 = 0
         var blockDevice: Int32 = 0
@@ -30,6 +34,16 @@ public final class HostFile: StorageFile {
         guard failure == 0 else {
             Glibc.close(descriptor)
             throw StorageError(errno: failure)
+        }
+    }
+
+    private static func prepare(_ choice: StorageBackend) throws(StorageError) -> (UringStock?, String) {
+        if choice == .pread { return (nil, "pread") }
+        do {
+            return (try UringStock(), "uring")
+        } catch {
+            guard choice == .automatic else { throw error }
+            return (nil, "pread (no io_uring: \(String(cString: strerror(error.errno))))")
         }
     }
 
@@ -108,7 +122,26 @@ public final class HostFile: StorageFile {
         if count != buffer.count { try read(at: offset, into: buffer) }
     }
 
-    public var backend: String { "pread" }
+    public func read(_ pieces: [StorageRead]) throws(StorageError) {
+        guard pieces.count > 1, let rings else {
+            for piece in pieces { try read(at: piece.offset, into: piece.buffer) }
+            return
+        }
+        let transfers = UnsafeMutableBufferPointer<clinux_transfer>.allocate(capacity: pieces.count)
+        defer { transfers.deallocate() }
+        for (index, piece) in pieces.enumerated() {
+            transfers.initializeElement(
+                at: index,
+                to: clinux_transfer(
+                    offset: piece.offset, buffer: piece.buffer.baseAddress, length: UInt32(piece.buffer.count),
+                    result: -1))
+        }
+        let isDone = rings.run(descriptor, transfers)
+        // A piece that ended early or failed has its say the plain way: the end of the file, a signal, an error.
+        for (index, piece) in pieces.enumerated() where !isDone || transfers[index].result != piece.buffer.count {
+            try read(at: piece.offset, into: piece.buffer)
+        }
+    }
 
     public func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(StorageError) {
         var done = 0

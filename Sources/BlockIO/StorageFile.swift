@@ -13,6 +13,9 @@ public protocol StorageFile: AnyObject, Sendable {
     /// Fills `buffer` from `offset`. What lies beyond the end or in a hole reads as zeros.
     func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StorageError)
 
+    /// Fills several buffers from places that may lie apart; side by side where the backend can.
+    func read(_ pieces: [StorageRead]) throws(StorageError)
+
     /// The same past every cache of the operating system, where that can be had: what is on the medium.
     func readUncached(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StorageError)
 
@@ -36,6 +39,10 @@ public protocol StorageFile: AnyObject, Sendable {
 }
 
 extension StorageFile {
+    public func read(_ pieces: [StorageRead]) throws(StorageError) {
+        for piece in pieces { try read(at: piece.offset, into: piece.buffer) }
+    }
+
     public func readUncached(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StorageError) {
         try read(at: offset, into: buffer)
     }

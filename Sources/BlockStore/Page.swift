@@ -100,6 +100,10 @@ final class PageCache: @unchecked Sendable {
     // SAFETY: both are read and written with `lock` held.
     private var ways: [Way]
     private var hands: [UInt8]
+    private var held = 0
+
+    /// Pages in the cache now.
+    var pageCount: Int { lock.withLock { held } }
 
     init(limitBytes: UInt64) {
         var sets = 8
@@ -142,6 +146,7 @@ final class PageCache: @unchecked Sendable {
                     ways[index].wasUsed = false
                     continue
                 }
+                if ways[index].page == nil { held += 1 }
                 ways[index] = Way(block: block, wasUsed: false, page: page)
                 return
             }

@@ -11,17 +11,20 @@ public final class Pool: Sendable {
 
     /// Makes a pool in a new regular file (sparse, growing) or on a block device, and opens it.
     public static func create(path: String, options: PoolOptions = .init()) throws(PoolError) -> Pool {
-        try create(on: try hostFile(path, .create), options: options)
+        try create(on: try hostFile(path, .create, options), options: options)
     }
 
     /// Opens a pool and recovers what was durable. A second opener gets ``PoolError/inUse(path:)``.
     public static func open(path: String, options: PoolOptions = .init()) throws(PoolError) -> Pool {
-        try open(on: try hostFile(path, options.isReadOnly ? .readOnly : .readWrite), path: path, options: options)
+        try open(
+            on: try hostFile(path, options.isReadOnly ? .readOnly : .readWrite, options), path: path, options: options)
     }
 
-    private static func hostFile(_ path: String, _ mode: HostFile.Mode) throws(PoolError) -> HostFile {
+    private static func hostFile(
+        _ path: String, _ mode: HostFile.Mode, _ options: PoolOptions
+    ) throws(PoolError) -> HostFile {
         do {
-            return try HostFile(path: path, mode: mode)
+            return try HostFile(path: path, mode: mode, backend: options.backend)
         } catch {
             switch error.errno {
             case 11: throw .inUse(path: path)

@@ -22,7 +22,12 @@ public enum PoolChecker {
         var options = PoolOptions()
         options.isReadOnly = true
         let pool = try Pool.open(path: path, options: options)
-        let report = check(pool, verifiesData: verifiesData)
+        var report = check(pool, verifiesData: verifiesData)
+        for copy in pool.superblockCopies() where !copy.isGood {
+            let what = copy.generation.map { "holds generation \($0)" } ?? "holds nothing valid"
+            report.problems.append(
+                "the copy of the superblock at \(copy.offset) \(what); others are whole, and a scrub repairs it")
+        }
         try pool.close()
         return report
     }

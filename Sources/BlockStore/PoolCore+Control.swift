@@ -113,7 +113,7 @@ extension PoolCore {
             if let failure {
                 result.state = .readOnly(reason: failure)
             } else if options.isReadOnly {
-                result.state = .readOnly(reason: "it was opened read-only")
+                result.state = .readOnly(reason: readOnlyReason)
             } else {
                 result.state = isFull ? .full : .healthy
             }

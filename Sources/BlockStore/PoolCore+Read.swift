@@ -54,6 +54,7 @@ extension PoolCore {
         let (root, phase) = try beginRead(source, first: first, places)
         defer { exitRead(phase) }
         try lookUpRest(root, source, first: first, places)
+        var pieces: [StorageRead] = []
         var index = 0
         while index < count {
             var run = 1
@@ -67,10 +68,37 @@ extension PoolCore {
                 rebasing: buffer[(index * Format.blockBytes)..<((index + run) * Format.blockBytes)])
             if start == 0 {
                 bytes.initializeMemory(as: UInt8.self, repeating: 0)
+            } else if run == count {
+                try readPiece(StorageRead(offset: start * Self.blockBytes, buffer: bytes), buffer, first: first)
             } else {
-                try readRun(start, source, bytes, first: first + UInt64(index), places, index)
+                pieces.append(StorageRead(offset: start * Self.blockBytes, buffer: bytes))
             }
             index += run
+        }
+        if !pieces.isEmpty { try readPieces(pieces, buffer, first: first) }
+        try verify(source, buffer, first: first, places)
+    }
+
+    private func readPiece(
+        _ piece: StorageRead, _ whole: UnsafeMutableRawBufferPointer, first: UInt64
+    ) throws(BlockError) {
+        do {
+            try file.read(at: piece.offset, into: piece.buffer)
+        } catch {
+            let block = first + UInt64((piece.buffer.baseAddress! - whole.baseAddress!) / Format.blockBytes)
+            whole.initializeMemory(as: UInt8.self, repeating: 0)
+            throw .medium(offset: block * Self.blockBytes)
+        }
+    }
+
+    private func readPieces(
+        _ pieces: [StorageRead], _ whole: UnsafeMutableRawBufferPointer, first: UInt64
+    ) throws(BlockError) {
+        do {
+            try file.read(pieces)
+        } catch {
+            // One by one, to learn which one it was.
+            for piece in pieces { try readPiece(piece, whole, first: first) }
         }
     }
 
@@ -124,23 +152,18 @@ extension PoolCore {
         }
     }
 
-    private func readRun(
-        _ physical: UInt64, _ source: Source, _ bytes: UnsafeMutableRawBufferPointer, first: UInt64,
-        _ places: UnsafeMutableBufferPointer<Place>, _ index: Int
+    private func verify(
+        _ source: Source, _ buffer: UnsafeMutableRawBufferPointer, first: UInt64,
+        _ places: UnsafeMutableBufferPointer<Place>
     ) throws(BlockError) {
-        do {
-            try file.read(at: physical * Self.blockBytes, into: bytes)
-        } catch {
-            throw .medium(offset: first * Self.blockBytes)
-        }
-        for block in 0..<(bytes.count / Format.blockBytes) {
+        for block in 0..<places.count where places[block].block != 0 {
             let part = UnsafeRawBufferPointer(
-                rebasing: bytes[(block * Format.blockBytes)..<((block + 1) * Format.blockBytes)])
-            guard CRC32C.checksum(part) == places[index + block].crc || hasBug(.checksumIgnored) else {
+                rebasing: buffer[(block * Format.blockBytes)..<((block + 1) * Format.blockBytes)])
+            guard CRC32C.checksum(part) == places[block].crc || hasBug(.checksumIgnored) else {
                 // Wrong data never leaves, not even in the part of the buffer that the caller should ignore.
-                bytes.initializeMemory(as: UInt8.self, repeating: 0)
+                buffer.initializeMemory(as: UInt8.self, repeating: 0)
                 checksumErrors.add(1, ordering: .relaxed)
-                noteDamage(source, block: first + UInt64(block), physical: physical + UInt64(block))
+                noteDamage(source, block: first + UInt64(block), physical: places[block].block)
                 throw .medium(offset: (first + UInt64(block)) * Self.blockBytes)
             }
         }

@@ -166,7 +166,7 @@ extension PoolCore {
         for index in 0..<count {
             let block = UnsafeRawBufferPointer(
                 rebasing: buffer[(index * Format.blockBytes)..<((index + 1) * Format.blockBytes)])
-            let isZero = isAllZero(block)
+            let isZero = options.detectsZeros && isAllZero(block)
             crcs[index] = isZero ? 0 : CRC32C.checksum(block)
             if !isZero { stored += 1 }
             if let last = pieces.last, (last.physical == 0) == isZero {

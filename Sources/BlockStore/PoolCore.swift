@@ -191,9 +191,11 @@ final class PoolCore: @unchecked Sendable {
     var refusal: PoolError? {
         if isClosed { return .closed }
         if let failure { return .readOnly(failure) }
-        if options.isReadOnly { return .readOnly("it was opened read-only") }
+        if options.isReadOnly { return .readOnly(readOnlyReason) }
         return nil
     }
+
+    var readOnlyReason: String { options.readOnlyReason ?? "it was opened read-only" }
 
     // MARK: Readers and freed blocks
 

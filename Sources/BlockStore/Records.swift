@@ -1,3 +1,5 @@
+public import BlockIO
+
 /// A volume as the pool knows it.
 public struct VolumeRecord: Sendable, Equatable {
     public var id: VolumeID
@@ -103,6 +105,12 @@ public struct PoolOptions: Sendable {
     public var overlayEntries: Int = 1 << 20
     /// Open without writing anything; every write is refused.
     public var isReadOnly = false
+    /// What to say where a change is refused because of ``isReadOnly``.
+    public var readOnlyReason: String?
+    /// Whether written blocks of 4 KiB that hold zeros only become unmapped ones and take no room.
+    public var detectsZeros = true
+    /// How calls reach the disk, where the pool opens the file itself.
+    public var backend = StorageBackend.automatic
     /// Whether a thread of the pool's own does checkpoints and reclaim, or the caller through ``Pool/maintain()``.
     public var hasMaintenanceThread = true
     /// A directory on tmpfs, of this user alone, for the log that lets acknowledged but unflushed changes survive

@@ -36,7 +36,8 @@ public struct ScrubReport: Sendable, Equatable {
 /// The caller paces it: each ``step(maxBytes:)`` reads a bounded amount. Every map page and block is read once however
 /// many snapshots share it: what is not younger than a dataset's parent is read with the parent. What is written after
 /// the beginning may or may not be read. Use from one thread at a time.
-public final class Scrub {
+public final class Scrub: @unchecked Sendable {
+    // SAFETY: every `var` is used by one thread at a time, as the type's contract says; the pool guards itself.
     private enum Phase {
         case superblocks, journal, allocation(Int), streams, maps
     }

@@ -76,6 +76,10 @@ final class NodeProcess: Sendable {
             let iscsi = try await startTarget(configuration, inventory, addresses, logger)
             let services = NodeServices(
                 identity: identity, inventory: inventory, agents: agents,
+                watch: PoolWatch(
+                    pool: pool, configuration: configuration, registry: registry, blocking: blocking, logger: logger),
+                scrubbing: PoolScrubbing(
+                    pool: pool, configuration: configuration, blocking: blocking, logger: logger),
                 jobs: JobEngine(catalog: catalog, logger: logger),
                 sagas: Sagas(inventory: inventory, agents: agents, catalog: catalog, logger: logger),
                 dataDirectory: directory.path, startedAt: .now, addresses: addresses)
@@ -86,42 +90,6 @@ final class NodeProcess: Sendable {
             for step in undo.reversed() { await step() }
             throw error
         }
-    }
-
-    private static func openPool(_ configuration: NodeConfiguration, _ logger: Logger) throws -> Pool {
-        let path = configuration.effectivePoolPath
-        var options = PoolOptions()
-        if let maximum = configuration.poolMaximumBytes { options.maxSizeBytes = maximum }
-        options.volatileLogDirectory = volatileLogDirectory(configuration, logger)
-        guard FileManager.default.fileExists(atPath: path) else {
-            logger.notice("pool made", metadata: ["path": "\(path)"])
-            return try Pool.create(path: path, options: options)
-        }
-        let pool = try Pool.open(path: path, options: options)
-        let recovered = pool.statistics.recordsFromVolatileLog
-        if recovered > 0 {
-            logger.notice(
-                "writes that a killed node had answered and not flushed were brought back",
-                metadata: ["records": "\(recovered)"])
-        }
-        if options.volatileLogDirectory != nil, case .off(let reason) = pool.statistics.volatileLog {
-            logger.warning("writes that are not flushed will not survive a kill", metadata: ["reason": "\(reason)"])
-        }
-        return pool
-    }
-
-    /// Where what is answered but not flushed outlives this process: the run directory if it is on tmpfs, else
-    /// /dev/shm.
-    private static func volatileLogDirectory(_ configuration: NodeConfiguration, _ logger: Logger) -> String? {
-        let candidates =
-            (configuration.runDirectory.map { ["\($0)/volatile-log"] } ?? []) + ["/dev/shm/stillpoint-\(geteuid())"]
-        let (path, problems) = VolatileLogDirectory.firstUsable(of: candidates)
-        if path == nil {
-            logger.warning(
-                "writes that are not flushed will not survive a kill",
-                metadata: ["reason": "\(problems.joined(separator: "; "))"])
-        }
-        return path
     }
 
     private static func startTarget(
@@ -206,6 +174,7 @@ final class NodeProcess: Sendable {
                 .init(service: TargetService(server: iscsi, graceSeconds: configuration.shutdownGraceSeconds)),
                 .init(service: PollingService(agents: services.agents, seconds: configuration.agentPollSeconds)),
                 .init(service: SweepingService(inventory: services.inventory, logger: logger)),
+                .init(service: PoolWatchService(watch: services.watch, logger: logger)),
                 .init(
                     service: ControlService(
                         api: api, jobs: services.jobs, graceSeconds: configuration.shutdownGraceSeconds)),

@@ -10,6 +10,8 @@ struct NodeServices: Sendable {
     let identity: NodeIdentity
     let inventory: Inventory
     let agents: AgentRegistry
+    let watch: PoolWatch
+    let scrubbing: PoolScrubbing
     let jobs: JobEngine
     let sagas: Sagas
     let dataDirectory: String
@@ -29,9 +31,17 @@ struct NodeServices: Sendable {
         return NodeStatus(
             nodeID: identity.nodeID, version: Release.version, uptimeSeconds: uptimeSeconds,
             apiAddress: addresses.api, iscsiAddress: addresses.iscsi, dataDirectory: dataDirectory,
-            pool: try await inventory.poolStatus(), volumeCount: contents.volumes.count,
+            pool: try await poolStatus(), volumeCount: contents.volumes.count,
             snapshotCount: contents.snapshots.count, agentCount: names.count,
             reachableAgentCount: names.count { agents.reachability($0).isReachable }, runningJobs: jobs.counts.running)
+    }
+
+    private func poolStatus() async throws -> PoolStatus {
+        let pool = inventory.pool
+        let statistics = try await inventory.blocking.run { pool.statistics }
+        var status = Inventory.status(statistics)
+        status.alerts = watch.alerts(statistics, scrub: scrubbing.info)
+        return status
     }
 
     /// A full pool is no failing node: everything but new writes works, and freeing space heals it.
@@ -39,7 +49,7 @@ struct NodeServices: Sendable {
         var checks: [String: String] = [:]
         var isWell = true
         do {
-            let pool = try await inventory.poolStatus()
+            let pool = try await poolStatus()
             checks["pool"] = pool.failure.map { "\(pool.state.rawValue): \($0)" } ?? pool.state.rawValue
             isWell = pool.state != .readOnly
         } catch {

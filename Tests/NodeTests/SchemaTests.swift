@@ -42,7 +42,9 @@ struct SchemaTests {
     static let plugin = PluginInfo(name: "n", version: "1", layer: .application)
     static let resource = ResourceInfo(
         plugin: "p", layer: .application, id: "i", label: "l", volumes: ["v"], details: ["a": "b"])
-    static let pool = PoolStatus(state: .full, sizeBytes: 1, usedBytes: 1, freeBytes: 0, failure: "f")
+    static let pool = PoolStatus(
+        state: .full, sizeBytes: 1, usedBytes: 1, freeBytes: 0, failure: "f",
+        alerts: [PoolAlert(kind: "k", message: "m", hint: "h")])
 
     static let samples: [Sample] = [
         Sample("Failure", failure, APIFailure(status: 400, code: "c", message: "m")),
@@ -102,7 +104,15 @@ struct SchemaTests {
         Sample(
             "JobStep", JobStep(name: "n", state: .running, startedAt: now, seconds: 1, detail: "d"),
             JobStep(name: "n", state: .running, startedAt: now)),
-        Sample("JobResult", JobResult(snapshot: snapshot, revert: revert), JobResult()),
+        Sample("JobResult", JobResult(snapshot: snapshot, revert: revert, scrub: scrub(now)), JobResult()),
+        Sample("PoolInfo", poolInfo(scrub(now)), poolInfo(nil)),
+        Sample(
+            "SuperblockCopyInfo", SuperblockCopyInfo(offset: 0, generation: 1, isGood: true),
+            SuperblockCopyInfo(offset: 0, generation: nil, isGood: false)),
+        Sample("PoolMemoryInfo", memory), Sample("PoolAlert", PoolAlert(kind: "k", message: "m", hint: "h")),
+        Sample("ScrubInfo", scrub(now), scrub(nil)),
+        Sample("ScrubRequest", ScrubRequest(bytesPerSecond: 1 << 20, restart: true), ScrubRequest()),
+        Sample("PoolGrowRequest", PoolGrowRequest(sizeBytes: 1), PoolGrowRequest()),
         Sample("NodeStatus", status()), Sample("PoolStatus", pool, healthyPool()),
         Sample("HealthInfo", HealthInfo(status: "ok", checks: ["a": "b"])),
         Sample("SpaceInfo", SpaceInfo(exclusiveBytes: 2, freedBytes: 1)),
@@ -110,6 +120,20 @@ struct SchemaTests {
         Sample("VolumeSpaceInfo", VolumeSpaceInfo(headBytes: 1, snapshotBytes: 1, totalBytes: 2)),
         Sample("PromoteResult", PromoteResult(volume: volume(nil), snapshots: ["s"], formerOwner: "f")),
     ]
+
+    static let memory = PoolMemoryInfo(overlayBytes: 1, cacheBytes: 1, cacheLimitBytes: 1, bitmapBytes: 1)
+
+    static func scrub(_ end: Date?) -> ScrubInfo {
+        ScrubInfo(state: end == nil ? .running : .finished, startedAt: now, endedAt: end, damage: ["d"])
+    }
+
+    static func poolInfo(_ scrub: ScrubInfo?) -> PoolInfo {
+        PoolInfo(
+            path: "p", backend: "pread", state: scrub == nil ? .healthy : .full, failure: scrub == nil ? nil : "f",
+            sizeBytes: 1, usedBytes: 1, freeBytes: 1, usedPercent: 50, softThresholdPercent: 80, journalSizeBytes: 1,
+            journalUsedBytes: 1, generation: 1, epoch: 1, superblockCopies: [], memory: memory, scrub: scrub, alerts: []
+        )
+    }
 
     static func volume(_ origin: String?) -> VolumeInfo {
         VolumeInfo(

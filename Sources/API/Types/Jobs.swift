@@ -59,9 +59,11 @@ public struct JobStep: Codable, Sendable, Equatable {
 public struct JobResult: Codable, Sendable, Equatable {
     public var snapshot: SnapshotInfo?
     public var revert: RevertResult?
+    public var scrub: ScrubInfo?
 
-    public init(snapshot: SnapshotInfo? = nil, revert: RevertResult? = nil) {
+    public init(snapshot: SnapshotInfo? = nil, revert: RevertResult? = nil, scrub: ScrubInfo? = nil) {
         self.snapshot = snapshot
         self.revert = revert
+        self.scrub = scrub
     }
 }

@@ -43,8 +43,14 @@ public struct PoolStatus: Codable, Sendable, Equatable {
     public var freeBytes: UInt64
     /// Why it is not healthy.
     public var failure: String?
+    /// What somebody should look at, the worst first.
+    public var alerts: [PoolAlert]
 
-    public init(state: State, sizeBytes: UInt64, usedBytes: UInt64, freeBytes: UInt64, failure: String?) {
+    public init(
+        state: State, sizeBytes: UInt64, usedBytes: UInt64, freeBytes: UInt64, failure: String?,
+        alerts: [PoolAlert] = []
+    ) {
+        self.alerts = alerts
         self.state = state
         self.sizeBytes = sizeBytes
         self.usedBytes = usedBytes

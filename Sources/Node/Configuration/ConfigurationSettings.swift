@@ -81,6 +81,20 @@ extension ConfigurationSetting {
             configuration.poolMaximumBytes = bytes
             return nil
         },
+        number("pool.softThreshold", "STILLPOINT_POOL_SOFT_THRESHOLD", 1...99, \.poolSoftThresholdPercent),
+        choice("pool.io", "STILLPOINT_POOL_IO", \.poolIO),
+        ConfigurationSetting("pool.scrubRate", "STILLPOINT_POOL_SCRUB_RATE") { text, configuration in
+            guard let bytes = ByteSize.parse(text), bytes >= 1 << 20 else {
+                return "must be bytes in a second, at least 1MiB, such as 100MiB, not \"\(text)\""
+            }
+            configuration.poolScrubBytesPerSecond = bytes
+            return nil
+        },
+        ConfigurationSetting("pool.zeroDetection", "STILLPOINT_POOL_ZERO_DETECTION") { text, configuration in
+            guard let value = Bool(text) else { return "must be true or false, not \"\(text)\"" }
+            configuration.poolDetectsZeros = value
+            return nil
+        },
         choice("log.level", "STILLPOINT_LOG_LEVEL", \.logLevel),
         ConfigurationSetting("runDirectory", "STILLPOINT_RUN_DIR") { text, configuration in
             guard text.hasPrefix("/") else { return "must be an absolute path, not \"\(text)\"" }

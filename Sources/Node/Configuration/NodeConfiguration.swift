@@ -29,6 +29,14 @@ public struct NodeConfiguration: Sendable, Equatable {
     public var poolPath: String?
     /// The most bytes that the pool's file grows to; nil for what its file system has room for.
     public var poolMaximumBytes: UInt64?
+    /// Percent of the pool's space at which initiators are told that it runs out. 1 to 99; default 80.
+    public var poolSoftThresholdPercent: Int
+    /// How calls reach the disk. Default `auto`.
+    public var poolIO: IOChoice
+    /// The most that a scrub reads in a second, in bytes. Default 100 MiB.
+    public var poolScrubBytesPerSecond: UInt64
+    /// Whether written zeros become unmapped blocks. Default true.
+    public var poolDetectsZeros: Bool
     /// Default `info`.
     public var logLevel: LogLevel
     /// Where `node.json` is put for the CLI; by default where `RunDirectory` says. Nil puts none.
@@ -45,6 +53,14 @@ public struct NodeConfiguration: Sendable, Equatable {
         case required
     }
 
+    public enum IOChoice: String, Sendable, CaseIterable {
+        /// io_uring where the system allows it.
+        case auto
+        case pread
+        /// Refuses to start where the system forbids io_uring.
+        case uring
+    }
+
     public enum LogLevel: String, Sendable, CaseIterable {
         case trace, debug, info, notice, warning, error, critical
     }
@@ -58,6 +74,10 @@ public struct NodeConfiguration: Sendable, Equatable {
         iscsiGroups = [:]
         apiTLS = .auto
         apiNames = []
+        poolSoftThresholdPercent = 80
+        poolIO = .auto
+        poolScrubBytesPerSecond = 100 << 20
+        poolDetectsZeros = true
         logLevel = .info
         runDirectory = RunDirectory.path(environment: environment)
         agentPollSeconds = 15

@@ -120,9 +120,8 @@ extension Inventory {
 
     // MARK: Pool
 
-    func poolStatus() async throws -> PoolStatus {
-        let pool = pool
-        let statistics = try await blocking.run { pool.statistics }
+    /// Without its alerts.
+    static func status(_ statistics: PoolStatistics) -> PoolStatus {
         let (state, failure): (PoolStatus.State, String?) =
             switch statistics.state {
             case .healthy: (.healthy, nil)

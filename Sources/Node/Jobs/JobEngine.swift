@@ -307,6 +307,14 @@ final class JobHandle: Sendable {
         }
     }
 
+    /// Says more about a step that runs.
+    func progress(_ name: String, detail: String) {
+        engine.update(id) { info in
+            guard let index = info.steps.lastIndex(where: { $0.name == name }) else { return }
+            info.steps[index].detail = detail
+        }
+    }
+
     func succeedStep(_ name: String, detail: String? = nil) { close(name, .succeeded, detail) }
 
     func failStep(_ name: String, detail: String) { close(name, .failed, detail) }

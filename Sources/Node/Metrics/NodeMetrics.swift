@@ -1,5 +1,6 @@
 import API
 import BlockStore
+import Foundation
 import ISCSI
 
 extension NodeServices {
@@ -14,6 +15,7 @@ extension NodeServices {
         let statistics = try await inventory.blocking.run { pool.statistics }
         let contents = try await inventory.contents()
         addPool(statistics, to: &metrics)
+        addPoolHealth(statistics, to: &metrics)
         addVolumes(contents, to: &metrics)
         addTargets(to: &metrics)
         try await addAgentsAndJobs(to: &metrics)
@@ -52,6 +54,36 @@ extension NodeServices {
         for (name, help, value) in counters {
             metrics.add("stillpoint_pool_\(name)", .counter, help, [.init(Double(value))])
         }
+    }
+
+    private func addPoolHealth(_ statistics: PoolStatistics, to metrics: inout MetricsText) {
+        let scrub = scrubbing.info
+        metrics.add(
+            "stillpoint_pool_backend_info", .gauge, "How calls reach the disk; always 1.",
+            [.init(1, [("io", inventory.pool.backend)])])
+        metrics.add(
+            "stillpoint_pool_soft_threshold_ratio", .gauge, "Part of the space at which initiators are told.",
+            [.init(Double(watch.softThresholdPercent) / 100)])
+        metrics.add(
+            "stillpoint_pool_soft_threshold_crossings_total", .counter,
+            "How often initiators were told that space runs out.", [.init(Double(watch.crossings))])
+        let alerts = Dictionary(grouping: watch.alerts(statistics, scrub: scrub), by: \.kind)
+        metrics.add(
+            "stillpoint_pool_alert", .gauge, "1 for each kind of alert that stands.",
+            ["failed", "readOnly", "full", "softThreshold", "damage", "superblockRepaired"].map {
+                .init(alerts[$0] == nil ? 0 : 1, [("kind", $0)])
+            })
+        let damage = inventory.pool.damage().records.count { !$0.isRepaired }
+        metrics.add(
+            "stillpoint_pool_damaged_blocks", .gauge, "Wrong blocks and pages that are known.", [.init(Double(damage))])
+        metrics.add(
+            "stillpoint_pool_scrub_running", .gauge, "1 while a scrub runs.", [.init(scrubbing.isRunning ? 1 : 0)])
+        metrics.add(
+            "stillpoint_pool_scrub_read_bytes", .gauge, "Bytes that this or the last scrub has read.",
+            [.init(Double(scrub?.bytesRead ?? 0))])
+        metrics.add(
+            "stillpoint_pool_last_scrub_timestamp_seconds", .gauge, "When the last scrub ended, Unix time; 0 for none.",
+            [.init(scrub?.endedAt?.timeIntervalSince1970 ?? 0)])
     }
 
     private func addVolumes(_ contents: Inventory.Contents, to metrics: inout MetricsText) {

@@ -3,7 +3,7 @@ import API
 /// The objects of the API, as OpenAPI shows them. A test holds each against what the types in `API/Types` encode.
 enum ObjectSchemas {
     static let all: [ObjectSchema] =
-        errors + volumes + targets + snapshots + evidence + agents + jobs + status + history
+        errors + volumes + targets + snapshots + evidence + agents + jobs + status + history + pool
 
     static let byName = Dictionary(uniqueKeysWithValues: all.map { ($0.name, $0) })
 
@@ -237,7 +237,10 @@ enum ObjectSchemas {
             ]),
         ObjectSchema(
             "JobResult", "What the job made, by its kind.",
-            [optional("snapshot", .named("SnapshotInfo")), optional("revert", .named("RevertResult"))]),
+            [
+                optional("snapshot", .named("SnapshotInfo")), optional("revert", .named("RevertResult")),
+                optional("scrub", .named("ScrubInfo")),
+            ]),
     ]
 
     private static let status = [
@@ -256,6 +259,7 @@ enum ObjectSchemas {
             [
                 required("state", .choice(["healthy", "readOnly", "full"])), required("sizeBytes", .bytes),
                 required("usedBytes", .bytes), required("freeBytes", .bytes), optional("failure", .string),
+                required("alerts", .array(.named("PoolAlert")), "What somebody should look at, the worst first."),
             ]),
         ObjectSchema(
             "HealthInfo", "",

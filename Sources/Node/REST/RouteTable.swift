@@ -10,9 +10,9 @@ struct RouteTable: Sendable {
     init(_ services: NodeServices) {
         self.services = services
         var routes =
-            Self.node(services) + Self.volumes(services) + Self.targets(services) + Self.portals(services)
-            + Self.snapshots(services) + Self.clones(services) + Self.agents(services) + Self.jobs(services)
-            + Self.history(services) + [Self.openAPI]
+            Self.node(services) + Self.pool(services) + Self.volumes(services) + Self.targets(services)
+            + Self.portals(services) + Self.snapshots(services) + Self.clones(services) + Self.agents(services)
+            + Self.jobs(services) + Self.history(services) + [Self.openAPI]
         let document = OpenAPIDocument.make(routes: routes)
         routes[routes.count - 1].handle = { _ in .text(contentType: "application/json", document) }
         self.routes = routes

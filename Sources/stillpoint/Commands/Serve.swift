@@ -73,7 +73,7 @@ struct Serve: AsyncParsableCommand {
     }
 
     /// Flags may be relative to where the command was given; the configuration itself knows absolute paths only.
-    private static func absolute(_ path: String) -> String {
+    static func absolute(_ path: String) -> String {
         path.hasPrefix("/")
             ? path
             : URL(filePath: FileManager.default.currentDirectoryPath).appending(path: path).standardizedFileURL.path

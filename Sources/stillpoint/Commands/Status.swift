@@ -15,14 +15,13 @@ struct Status: NodeCommand {
         text.add("iSCSI", status.iscsiAddress)
         text.add("Data", status.dataDirectory)
         let pool = status.pool
-        var state = pool.state == .healthy ? "healthy" : pool.state == .full ? "FULL" : "READ-ONLY"
-        if let failure = pool.failure { state += ": \(failure)" }
-        text.add("Pool", state)
+        text.add("Pool", PoolReport.state(pool.state, pool.failure))
         text.add(
             "Space",
             "\(Show.bytes(pool.usedBytes)) used, \(Show.bytes(pool.freeBytes)) free, "
                 + "at most \(Show.bytes(pool.sizeBytes))"
         )
+        text.add("Alerts", lines: pool.alerts.isEmpty ? ["none"] : pool.alerts.flatMap(PoolReport.alert))
         text.add("Volumes", "\(status.volumeCount)")
         text.add("Snapshots", "\(status.snapshotCount)")
         text.add("Agents", "\(status.agentCount), \(status.reachableAgentCount) reachable")

@@ -1,0 +1,180 @@
+import API
+import ArgumentParser
+import Foundation
+import Node
+
+struct PoolCommands: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "pool", abstract: "What volumes and snapshots live in.",
+        subcommands: [Show_.self, Scrub.self, Check.self, Grow.self])
+
+    struct Show_: NodeCommand {
+        static let configuration = CommandConfiguration(
+            commandName: "show", abstract: "Show the pool: space, state, superblock copies, memory, scrub, alerts.")
+
+        @OptionGroup var connection: ConnectionOptions
+
+        func run(on node: NodeClient) async throws {
+            let pool = try await node.pool()
+            if connection.isJSON { return try Output.json(pool) }
+            print(PoolReport.description(pool))
+        }
+    }
+
+    struct Scrub: NodeCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Read everything in the pool and compare it with its checksums.",
+            discussion: """
+                Runs beside everything else, at a limited rate. A wrong block is a medium error for whoever reads it, and
+                an alert; a wrong copy of the superblock is repaired. A scrub that was cancelled, or that the node's end
+                cut short, goes on where it was. Exit code 1 when something wrong was found.
+                """)
+
+        @Option(
+            help: ArgumentHelp("The most to read in a second, e.g. 200MiB.", valueName: "size"),
+            transform: ByteSize.init(parsing:))
+        var rate: ByteSize?
+        @Flag(help: "Begin anew where a scrub was cancelled.") var restart = false
+        @Flag(name: .customLong("no-wait"), help: "Start it and return.") var doesNotWait = false
+        @Flag(help: "End the scrub that runs; the next one goes on from there.") var cancel = false
+        @OptionGroup var connection: ConnectionOptions
+
+        func validate() throws {
+            if let rate, rate.bytes < 1 << 20 { throw ValidationError("--rate must be at least 1MiB") }
+            if cancel, rate != nil || restart || doesNotWait {
+                throw ValidationError("--cancel stands alone")
+            }
+        }
+
+        func run(on node: NodeClient) async throws {
+            if cancel {
+                try await node.cancelScrub()
+                if !connection.isJSON { print("The scrub is being ended; the next one goes on from there") }
+                return
+            }
+            let job = try await node.scrubPool(
+                ScrubRequest(bytesPerSecond: rate?.bytes, restart: restart ? true : nil))
+            if doesNotWait {
+                if connection.isJSON { return try Output.json(job) }
+                return print("Job \(job.id) scrubs the pool: stillpoint pool show")
+            }
+            let ended = try await JobProgress(node: node, isQuiet: connection.isJSON).follow(job)
+            guard let scrub = ended.result?.scrub else { return }
+            if connection.isJSON { try Output.json(scrub) } else { print(PoolReport.scrub(scrub)) }
+            guard scrub.damageCount == 0 else { throw ExitCode.failure }
+        }
+    }
+
+    struct Grow: NodeCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Make the pool larger while it is in use.",
+            discussion: """
+                A pool in a file gets a new limit with --size. One on a block device that was enlarged takes all of it,
+                or as much as --size says.
+                """)
+
+        @Option(help: "The new size.", transform: ByteSize.init(parsing:)) var size: ByteSize?
+        @OptionGroup var connection: ConnectionOptions
+
+        func run(on node: NodeClient) async throws {
+            let pool = try await node.growPool(PoolGrowRequest(sizeBytes: size?.bytes))
+            if connection.isJSON { return try Output.json(pool) }
+            print("The pool has at most \(Show.bytes(pool.sizeBytes)) now, \(Show.bytes(pool.freeBytes)) are free")
+        }
+    }
+
+    struct Check: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Prove that a pool which no node has open is sound.",
+            discussion: """
+                Reads it as a start after a crash would and changes nothing: every checksum, every tree, every block free
+                or with exactly one owner. Exit code 1 when something is wrong, or when a node has the pool open.
+                """)
+
+        @Option(
+            help: ArgumentHelp("The node's configuration file, as for serve.", valueName: "file"),
+            completion: .file(extensions: ["yaml", "yml"]))
+        var config: String?
+        @Option(help: ArgumentHelp("The node's data directory.", valueName: "directory"), completion: .directory)
+        var data: String?
+        @Option(help: ArgumentHelp("The pool's file or block device itself.", valueName: "path"), completion: .file())
+        var path: String?
+        @Flag(name: .customLong("no-data"), help: "Check the maps only; do not read the data.") var skipsData = false
+        @Flag(help: "Let the node write again to a pool that had failed, if it is sound.") var clearFailure = false
+        @Option(name: .shortAndLong, help: "table for people, json for programs.") var output: OutputFormat = .table
+
+        func run() async throws {
+            let result: PoolCheckInfo
+            do {
+                let flags = ["data": data.map(Serve.absolute)].compactMapValues { $0 }
+                let configuration = try NodeConfiguration.load(file: config.map(Serve.absolute), flags: flags)
+                result = try checkPool(
+                    configuration, path: path.map(Serve.absolute), verifiesData: !skipsData,
+                    clearsFailure: clearFailure)
+            } catch let error as ConfigurationInvalid {
+                throw CommandFailure("Nothing was checked: \(error.description)")
+            } catch let error as ServeFailure {
+                throw CommandFailure("Nothing was checked: \(error.description)")
+            }
+            if output == .json { try Output.json(result) } else { print(PoolReport.check(result)) }
+            guard result.isSound else { throw ExitCode.failure }
+        }
+    }
+}
+
+enum PoolReport {
+    static func description(_ pool: PoolInfo) -> String {
+        var text = Description()
+        text.add("Path", pool.path)
+        text.add("I/O", pool.backend)
+        text.add("State", state(pool.state, pool.failure))
+        text.add("Size", "at most \(Show.bytes(pool.sizeBytes))")
+        text.add("Used", "\(Show.bytes(pool.usedBytes)), \(pool.usedPercent) % of what is used and free")
+        text.add("Free", Show.bytes(pool.freeBytes))
+        text.add("Threshold", "\(pool.softThresholdPercent) %")
+        text.add("Journal", "\(Show.bytes(pool.journalUsedBytes)) of \(Show.bytes(pool.journalSizeBytes)) in use")
+        text.add("Epoch", "\(pool.epoch), checkpoint \(pool.generation)")
+        text.add(
+            "Superblock",
+            lines: pool.superblockCopies.map { copy in
+                let what = copy.generation.map { "generation \($0)" } ?? "nothing valid"
+                return "copy at \(copy.offset): \(what), \(copy.isGood ? "good" : "WRONG")"
+            })
+        let memory = pool.memory
+        text.add(
+            "Memory",
+            "\(Show.bytes(memory.overlayBytes)) recent mappings, \(Show.bytes(memory.cacheBytes)) of "
+                + "\(Show.bytes(memory.cacheLimitBytes)) page cache, \(Show.bytes(memory.bitmapBytes)) bitmaps")
+        text.add("Last scrub", pool.scrub.map(scrub) ?? "never")
+        text.add("Alerts", lines: pool.alerts.isEmpty ? ["none"] : pool.alerts.flatMap(alert))
+        return text.rendered()
+    }
+
+    static func state(_ state: PoolStatus.State, _ failure: String?) -> String {
+        let word = state == .healthy ? "healthy" : state == .full ? "FULL" : "READ-ONLY"
+        return failure.map { "\(word): \($0)" } ?? word
+    }
+
+    static func alert(_ alert: PoolAlert) -> [String] { ["\(alert.kind): \(alert.message)", "  \(alert.hint)"] }
+
+    static func scrub(_ scrub: ScrubInfo) -> String {
+        var text =
+            switch scrub.state {
+            case .running: "running since \(Show.time(scrub.startedAt))"
+            case .finished: "finished \(Show.time(scrub.endedAt ?? scrub.startedAt))"
+            case .cancelled: "ended before its end"
+            }
+        text += ", \(Show.bytes(scrub.bytesRead)) of about \(Show.bytes(scrub.expectedBytes)) read, "
+        text += scrub.damageCount == 0 ? "nothing wrong" : "\(scrub.damageCount) WRONG"
+        if scrub.repairedSuperblocks > 0 { text += ", \(scrub.repairedSuperblocks) superblock copies repaired" }
+        return ([text] + scrub.damage.map { "  " + $0 }).joined(separator: "\n")
+    }
+
+    static func check(_ result: PoolCheckInfo) -> String {
+        let head =
+            "\(result.path): \(result.volumes) volumes, \(result.snapshots) snapshots, \(result.mapPages) map pages, "
+            + "\(result.dataBlocks) data blocks, \(result.verifiedBlocks) of them read"
+        guard !result.isSound else { return head + "\nThe pool is sound" }
+        return ([head, "The pool is NOT sound:"] + result.problems.map { "  " + $0 }).joined(separator: "\n")
+    }
+}
