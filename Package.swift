@@ -149,7 +149,8 @@ let package = Package(
         .testTarget(
             name: "ISCSITests",
             dependencies: [
-                "ISCSI", "SCSI", "BlockIO", "TestInitiator", .product(name: "Logging", package: "swift-log"),
+                "ISCSI", "SCSI", "BlockIO", "BlockStore", "Simulation", "TestInitiator",
+                .product(name: "Logging", package: "swift-log"),
             ] + nio,
             swiftSettings: strict),
         .testTarget(name: "PluginKitTests", dependencies: ["PluginKit"], swiftSettings: strict),

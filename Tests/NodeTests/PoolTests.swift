@@ -3,6 +3,7 @@ import BlockIO
 import BlockStore
 import Foundation
 import Glibc
+import NIOHTTP1
 import Testing
 
 @testable import Node
@@ -116,6 +117,36 @@ struct PoolRouteTests {
         #expect(whole.result?.scrub?.state == .finished)
         #expect(whole.result?.scrub?.dataBlocks == 24 * 256)
         #expect(try await node.call(.POST, "/v1/pool/scrub", ScrubRequest(bytesPerSecond: 1)).status == 400)
+        try await node.end()
+    }
+
+    @Test("the soft threshold is told once when it is crossed, shown as an alert, and armed again below it")
+    func softThreshold() async throws {
+        let directory = TestNode.newDirectory()
+        defer { try? FileManager.default.removeItem(atPath: directory) }
+        let node = try await TestNode.start(directory) { $0.poolSoftThresholdPercent = 20 }
+        let pool = node.services.inventory.pool
+        let watch = node.services.watch
+        #expect(try await watch.look() == false)
+        let id = VolumeID.random()
+        _ = try pool.createVolume(id: id, name: "v", sizeBytes: 512 << 20)
+        let device = try pool.device(of: id)
+        let bytes = [UInt8](repeating: 9, count: 1 << 20)
+        for round in 1...2 {
+            for index in 0..<UInt64(256) {
+                try bytes.withUnsafeBytes { try device.write(at: index << 20, from: $0, durability: .cached) }
+            }
+            try await watch.look()
+            try await watch.look()
+            #expect(watch.crossings == UInt64(round))
+            let info: PoolInfo = try await node.call(.GET, "/v1/pool").decode()
+            #expect(info.alerts.map(\.kind) == ["softThreshold"])
+            #expect(info.state == .healthy)
+            try device.unmap(at: 0, lengthBytes: 256 << 20)
+            for _ in 0..<3 { try pool.maintain() }
+            try await watch.look()
+            #expect((try await node.call(.GET, "/v1/pool").decode() as PoolInfo).alerts.isEmpty)
+        }
         try await node.end()
     }
 

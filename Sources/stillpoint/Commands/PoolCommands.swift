@@ -25,9 +25,9 @@ struct PoolCommands: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Read everything in the pool and compare it with its checksums.",
             discussion: """
-                Runs beside everything else, at a limited rate. A wrong block is a medium error for whoever reads it, and
-                an alert; a wrong copy of the superblock is repaired. A scrub that was cancelled, or that the node's end
-                cut short, goes on where it was. Exit code 1 when something wrong was found.
+                Runs beside everything else, at a limited rate. A wrong block is a medium error for whoever reads it,
+                and an alert; a wrong copy of the superblock is repaired. A scrub that was cancelled, or that the
+                node's end cut short, goes on where it was. Exit code 1 when something wrong was found.
                 """)
 
         @Option(
@@ -87,8 +87,8 @@ struct PoolCommands: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Prove that a pool which no node has open is sound.",
             discussion: """
-                Reads it as a start after a crash would and changes nothing: every checksum, every tree, every block free
-                or with exactly one owner. Exit code 1 when something is wrong, or when a node has the pool open.
+                Reads it as a start after a crash would and changes nothing: every checksum, every tree, every block
+                free or with exactly one owner. Exit code 1 when something is wrong, or when a node has the pool open.
                 """)
 
         @Option(

@@ -1,0 +1,411 @@
+"""The store alone against a raw file on the same disk, and against other systems that take snapshots.
+
+Figures of one run depend on the machine and its neighbours; what is compared alternates, and what is reported is the
+median of the ratios of neighbouring runs. `Benchmarks/run.sh` builds what is needed; docs/benchmarks.md has the results.
+
+    store_bench.py BENCH_PROGRAM SECTION... [--rounds N] [--seconds S] [--directory DIR]
+    sections: rates snapshots times pause amplification peers peers-file direct
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+MIB = 1 << 20
+GIB = 1 << 30
+FLUSH = 256  # writes of 4 KiB between two flushes, for everybody
+
+
+class Bench:
+    """A store-bench process that keeps a pool and files open and runs loads on them."""
+
+    def __init__(self, program):
+        self.process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self, verb, **values):
+        line = " ".join([verb] + ["%s=%s" % pair for pair in values.items()])
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        if "error" in answer or (isinstance(answer, dict) and "failure" in answer):
+            raise SystemExit("store-bench: %s: %s" % (line, answer))
+        return answer
+
+    def end(self):
+        self.process.stdin.write("quit\n")
+        self.process.stdin.flush()
+        self.process.wait()
+
+
+def ratio(pairs):
+    """Median of the ratios of neighbouring runs."""
+    return statistics.median(a / b for a, b in pairs)
+
+
+def heading(text):
+    print("\n" + text, flush=True)
+
+
+def row(name, *cells):
+    print("  %-44s" % name + "".join("%14s" % cell for cell in cells), flush=True)
+
+
+class Section:
+    def __init__(self, options):
+        self.options = options
+        self.directory = tempfile.mkdtemp(prefix="stillpoint-bench.", dir=options.directory)
+        self.bench = Bench(options.program)
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def end(self):
+        self.bench.end()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def pool(self, size=GIB, fill=True, **options):
+        self.bench("create", path=self.path("pool"), **options)
+        self.bench("volume", name="v", size=size)
+        if fill:
+            self.bench("run", on="v", pattern="sequential", block=MIB, depth=2, calls=size // MIB)
+
+    def raw(self, size=GIB, path=None):
+        path = path or self.path("raw")
+        with open(path, "wb") as file:
+            file.truncate(size)
+        self.bench("file", name="raw", path=path)
+        self.bench("run", on="raw", pattern="sequential", block=MIB, depth=2, calls=size // MIB)
+
+    def rate(self, on, **values):
+        values.setdefault("seconds", self.options.seconds)
+        values.setdefault("size", GIB)
+        if values.get("op", "write") == "write":
+            values.setdefault("flush", FLUSH)
+        return self.bench("run", on=on, **values)["rate"]
+
+
+def rates(options):
+    heading("Store and raw file, no snapshots, 1 GiB, calls per second (flush after 256 writes)")
+    row("", "store", "raw file", "ratio")
+    section = Section(options)
+    section.pool(io=options.io)
+    section.raw()
+    loads = [
+        ("4 KiB random write, depth 1", dict(depth=1)),
+        ("4 KiB random write, depth 32", dict(depth=32)),
+        ("4 KiB random read, depth 1", dict(depth=1, op="read")),
+        ("4 KiB random read, depth 32", dict(depth=32, op="read")),
+        ("128 KiB sequential write, depth 1", dict(block=131072, pattern="sequential", flush=64)),
+        ("128 KiB sequential read, depth 1", dict(block=131072, pattern="sequential", op="read")),
+        ("128 KiB sequential read, depth 4", dict(block=131072, pattern="sequential", op="read", depth=4)),
+    ]
+    for name, load in loads:
+        pairs = [(section.rate("v", **load), section.rate("raw", **load)) for _ in range(options.rounds)]
+        store, raw = (statistics.median(column) for column in zip(*pairs))
+        row(name, "%.0f" % store, "%.0f" % raw, "%.2f" % ratio(pairs))
+    section.end()
+
+
+def snapshots(options):
+    heading("What snapshots cost: 4 KiB random, depth 32, 1 GiB, per second; two pools alternate, one without snapshots")
+    row("", "with", "without", "ratio")
+    plain, other = Section(options), Section(options)
+    for section in (plain, other):
+        section.pool()
+        section.rate("v", depth=32)
+
+    def compare(name, prepare=None, **load):
+        pairs = []
+        for index in range(options.rounds):
+            if prepare:
+                prepare()
+            # The order alternates, too.
+            if index % 2:
+                without = plain.rate("v", depth=32, **load)
+                pairs.append((other.rate("v", depth=32, **load), without))
+            else:
+                with_them = other.rate("v", depth=32, **load)
+                pairs.append((with_them, plain.rate("v", depth=32, **load)))
+        a, b = (statistics.median(column) for column in zip(*pairs))
+        row(name, "%.0f" % a, "%.0f" % b, "%.2f" % ratio(pairs))
+
+    compare("writes, before any snapshot (control)")
+    compare("writes, just after a snapshot", lambda: other.bench("snapshots", on="v", count=1))
+    compare("reads, with %d snapshots" % options.rounds, op="read")
+    other.bench("snapshots", on="v", count=100 - options.rounds, writes=64, depth=1, size=GIB)
+    compare("writes, with 100 snapshots")
+    compare("reads, with 100 snapshots", op="read")
+    pairs = []
+    for _ in range(options.rounds):
+        timed = other.bench(
+            "timed", on="v", every=1, seconds=options.seconds + 1, depth=32, size=GIB, flush=FLUSH)["load"]["rate"]
+        pairs.append((timed, plain.rate("v", depth=32, seconds=options.seconds + 1)))
+    a, b = (statistics.median(column) for column in zip(*pairs))
+    row("writes, a snapshot every second", "%.0f" % a, "%.0f" % b, "%.2f" % ratio(pairs))
+    began = time.time()
+    made = other.bench("snapshots", on="v", count=10000 - 100, writes=16, depth=1, size=GIB)
+    row("10,000 snapshots made, median ms each", "%.2f" % (made["p50us"] / 1000), "%.0f s" % (time.time() - began))
+    compare("writes, with 10,000 snapshots")
+    compare("writes, just after a snapshot, with 10,000", lambda: other.bench("snapshots", on="v", count=1))
+    compare("reads, with 10,000 snapshots", op="read")
+    plain.end()
+    other.end()
+
+
+def times(options):
+    heading("Time of one snapshot call, median of 40, ms; 64 random writes before each")
+    row("", "median", "ratio to first")
+    base = None
+    for size in (GIB, 64 * GIB, 1024 * GIB, 16384 * GIB):
+        section = Section(options)
+        section.pool(size, fill=False)
+        section.bench("run", on="v", depth=4, calls=20000, size=size)
+        found = section.bench("snapshots", on="v", count=40, writes=64, depth=1, size=size)["p50us"] / 1000
+        base = base or found
+        row("volume of %d GiB, 78 MiB mapped" % (size // GIB), "%.2f" % found, "%.2f" % (found / base))
+        section.end()
+    base = None
+    section = Section(options)
+    section.pool(16 * GIB, fill=False)
+    mapped = 0
+    for target in (64 * MIB, GIB, 4 * GIB):
+        section.bench(
+            "run", on="v", pattern="sequential", block=MIB, depth=2, calls=(target - mapped) // MIB, size=16 * GIB)
+        mapped = target
+        found = section.bench("snapshots", on="v", count=40, writes=64, depth=1, size=GIB)["p50us"] / 1000
+        base = base or found
+        row("%d MiB mapped" % (target // MIB), "%.2f" % found, "%.2f" % (found / base))
+    section.end()
+    base = None
+    section = Section(options)
+    section.pool(64 * MIB)
+    have = 0
+    for count in (1, 100, 1000, 10000):
+        if count - have > 40:
+            section.bench("snapshots", on="v", count=count - have, writes=4, depth=1, size=64 * MIB)
+        found = section.bench("snapshots", on="v", count=40, writes=64, depth=1, size=64 * MIB)["p50us"] / 1000
+        have = count + 40
+        base = base or found
+        row("with %d snapshots" % count, "%.2f" % found, "%.2f" % (found / base))
+    section.end()
+
+
+def pause(options):
+    heading("Writers' pause: 4 KiB random writes that overlap a snapshot call, and that overlap a flush instead (us)")
+    row("", "p50", "p99", "longest", "call p50")
+    section = Section(options)
+    section.pool()
+    section.rate("v", depth=4)
+    for depth in (1, 4, 32):
+        for control in (0, 1):
+            found = section.bench(
+                "pause", on="v", depth=depth, size=GIB, flush=FLUSH if depth > 1 else 0, count=200, control=control,
+                everyus=4000)
+            row(
+                "depth %d, %s" % (depth, "a flush" if control else "a snapshot"), "%.0f" % found["pause"]["p50us"],
+                "%.0f" % found["pause"]["p99us"], "%.0f" % found["pause"]["maxus"], "%.0f" % found["call"]["p50us"])
+    section.end()
+
+
+def device_sectors(path):
+    """Sectors written so far to the disk that holds the path."""
+    status = os.stat(path)
+    with open("/sys/dev/block/%d:%d/stat" % (os.major(status.st_dev), os.minor(status.st_dev))) as file:
+        return int(file.read().split()[6])
+
+
+def amplification(options):
+    heading("Bytes written and occupied for each byte of 4 KiB random writes, 1 GiB volume, 40,000 writes, depth 4")
+    row("", "store counts", "device counts", "occupied/mapped")
+    for name, count in (("no snapshots", 0), ("a snapshot every 4000 writes", 10)):
+        section = Section(options)
+        section.pool()
+        section.bench("maintain")
+        subprocess.run(["sync", "-f", section.directory], check=True)
+        before, sectors = section.bench("stats"), device_sectors(section.directory)
+        calls = 40000
+        for index in range(10):
+            section.bench("run", on="v", depth=4, size=GIB, calls=calls // 10, flush=FLUSH, seed=index + 1)
+            if count:
+                section.bench("snapshots", on="v", count=1)
+        section.bench("maintain")
+        subprocess.run(["sync", "-f", section.directory], check=True)
+        after, written = section.bench("stats"), device_sectors(section.directory)
+        own = sum(after[key] - before[key] for key in ("data", "metadata", "journal"))
+        device = (written - sectors) * 512
+        occupied = os.stat(section.path("pool")).st_blocks * 512
+        row(
+            name, "%.2f" % (own / (calls * 4096)), "%.2f" % (device / (calls * 4096)), "%.2f" % (occupied / after["used"]))
+        section.end()
+
+
+# Peers. Everybody does the same: 1 GiB of fragmented data, then 4 KiB writes in the order of `qemu-img bench -S STEP`,
+# a flush after 256 of them, depth 16.
+
+STEP = 1052672
+DEPTH = 16
+
+
+def qemu_bench(image, format_, calls, offset):
+    output = subprocess.run(
+        ["qemu-img", "bench", "-w", "-f", format_, "-t", "writeback", "-i", "threads", "-d", str(DEPTH), "-s", "4096",
+         "-S", str(STEP), "-o", str(offset), "-c", str(calls), "--flush-interval", str(FLUSH), image],
+        check=True, capture_output=True, text=True).stdout
+    return calls / float(re.search(r"completed in ([0-9.]+) seconds", output).group(1))
+
+
+class StorePeer:
+    name = "Stillpoint"
+
+    def __init__(self, options, size):
+        self.section, self.size = Section(options), size
+        self.section.pool(size)
+
+    def write(self, calls, seed):
+        return self.section.bench(
+            "run", on="v", pattern="step", step=STEP, depth=DEPTH, size=self.size, calls=calls, flush=FLUSH)["rate"]
+
+    def snapshot(self):
+        return self.section.bench("snapshots", on="v", count=1)["maxus"] / 1000
+
+    def directory(self):
+        return self.section.directory
+
+    def end(self):
+        self.section.end()
+
+
+class FilePeer:
+    """A raw file; with a file system of its own in a loop device, each snapshot is a FICLONE of it."""
+
+    def __init__(self, options, size, kind=None):
+        self.name = "%s, FICLONE" % kind if kind else "raw file"
+        self.section, self.size, self.kind, self.count = Section(options), size, kind, 0
+        self.home = self.section.directory
+        if kind:
+            image = self.section.path("image")
+            with open(image, "wb") as file:
+                file.truncate(size * 6)
+            self.loop = subprocess.run(
+                ["losetup", "--find", "--show", image], check=True, capture_output=True, text=True).stdout.strip()
+            subprocess.run(["mkfs.%s" % kind, "-q", self.loop], check=True, stderr=subprocess.DEVNULL)
+            self.home = self.section.path("mount")
+            os.mkdir(self.home)
+            subprocess.run(["mount", self.loop, self.home], check=True)
+        self.section.raw(size, os.path.join(self.home, "raw"))
+
+    def write(self, calls, seed):
+        return self.section.bench(
+            "run", on="raw", pattern="step", step=STEP, depth=DEPTH, size=self.size, calls=calls, flush=FLUSH)["rate"]
+
+    def snapshot(self):
+        if not self.kind:
+            return float("nan")
+        self.count += 1
+        began = time.perf_counter()
+        copy = os.path.join(self.home, "s%d" % self.count)
+        subprocess.run(["cp", "--reflink=always", os.path.join(self.home, "raw"), copy], check=True)
+        descriptor = os.open(copy, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        return (time.perf_counter() - began) * 1000
+
+    def directory(self):
+        return self.section.directory
+
+    def end(self):
+        self.section.bench("endfile", name="raw")
+        if self.kind:
+            subprocess.run(["umount", self.home], check=True)
+            subprocess.run(["losetup", "--detach", self.loop], check=True)
+        self.section.end()
+
+
+class QcowPeer:
+    name = "qcow2, internal"
+
+    def __init__(self, options, size):
+        self.section, self.size, self.count = Section(options), size, 0
+        self.image = self.section.path("image.qcow2")
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", self.image, str(size)], check=True)
+        subprocess.run(
+            ["qemu-img", "bench", "-w", "-f", "qcow2", "-t", "writeback", "-d", "4", "-s", "1M", "-c",
+             str(size // MIB), self.image], check=True, stdout=subprocess.DEVNULL)
+
+    def write(self, calls, seed):
+        return qemu_bench(self.image, "qcow2", calls, 0)
+
+    def snapshot(self):
+        self.count += 1
+        began = time.perf_counter()
+        subprocess.run(["qemu-img", "snapshot", "-c", "s%d" % self.count, self.image], check=True)
+        return (time.perf_counter() - began) * 1000
+
+    def directory(self):
+        return self.section.directory
+
+    def end(self):
+        self.section.end()
+
+
+def make_peers(options, size):
+    peers = [lambda: StorePeer(options, size), lambda: FilePeer(options, size), lambda: QcowPeer(options, size)]
+    if os.geteuid() == 0 and os.path.exists("/dev/loop-control"):
+        peers += [lambda: FilePeer(options, size, "btrfs"), lambda: FilePeer(options, size, "xfs")]
+    else:
+        print("  btrfs and xfs are left out: they need root and loop devices")
+    return peers
+
+
+def peers(options):
+    size = options.peer_gib * GIB
+    heading(
+        "Peers, %d GiB of data fragmented by random writes; 4 KiB writes at depth %d, flush after %d; median of %d rounds"
+        % (options.peer_gib, DEPTH, FLUSH, options.rounds))
+    row("", "before /s", "after /s", "after/before", "snapshot ms", "bytes/byte")
+    calls = options.peer_calls
+    for make in make_peers(options, size):
+        peer = make()
+        try:
+            peer.write(calls * 2, 1)
+            before, after, times_, device = [], [], [], []
+            for index in range(options.rounds):
+                before.append(peer.write(calls, index))
+                times_.append(peer.snapshot())
+                subprocess.run(["sync", "-f", peer.directory()], check=True)
+                sectors = device_sectors(peer.directory())
+                after.append(peer.write(calls, index))
+                subprocess.run(["sync", "-f", peer.directory()], check=True)
+                device.append((device_sectors(peer.directory()) - sectors) * 512 / (calls * 4096))
+            b, a, t, d = map(statistics.median, (before, after, times_, device))
+            row(peer.name, "%.0f" % b, "%.0f" % a, "%.2f" % (a / b), "%.1f" % t, "%.2f" % d)
+        finally:
+            peer.end()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("program")
+    parser.add_argument("sections", nargs="*")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--directory", default="/var/tmp")
+    parser.add_argument("--io", default="auto")
+    parser.add_argument("--peer-gib", type=int, default=1)
+    parser.add_argument("--peer-calls", type=int, default=8192)
+    options = parser.parse_args()
+    known = {f.__name__: f for f in (rates, snapshots, times, pause, amplification, peers)}
+    for name in options.sections or known:
+        if name not in known:
+            sys.exit("there is no section %s; there are %s" % (name, ", ".join(known)))
+        known[name](options)
+
+
+main()
