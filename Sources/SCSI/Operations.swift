@@ -53,9 +53,10 @@ public struct BlockingOperation: Sendable {
         /// Waits until no aborted command touches the device any more (PREEMPT AND ABORT).
         case drain(DrainFlag)
         /// PERSISTENT RESERVE OUT where reservations are kept.
-        case reserve(LogicalUnit.ReservationChange)
+        /// In a box, as the next one, so that the commands of every day stay small.
+        indirect case reserve(LogicalUnit.ReservationChange)
         /// EXTENDED COPY.
-        case copy(CopyOperation)
+        indirect case copy(CopyOperation)
     }
     var kind: Kind
     /// Flush after the last step.
