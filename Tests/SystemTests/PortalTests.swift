@@ -34,6 +34,7 @@ struct PortalTests {
         #expect(try paths[1].read(lba: 0, blocks: 1).data == block)
         #expect(try node.cli("portal", "set", "7", "standby").status == 1)
         #expect(try node.cli("portal", "set", "1", "fast").status == 2)
+        for path in paths { path.cut() }
         #expect(node.terminate() == 0, "\(node.log)")
     }
 }
