@@ -11,6 +11,12 @@ final class Checkpoint {
         var floor: OwnershipFloor
     }
 
+    private struct AttributesToWrite {
+        var id: SnapshotID
+        var version: UInt64
+        var bytes: [UInt8]
+    }
+
     private let core: PoolCore
     private let writer: MetadataWriter
     private var layers: [FrozenLayer] = []
@@ -19,9 +25,11 @@ final class Checkpoint {
     private var tops: [UInt64: Layer] = [:]
     private var merged: [UInt64: MapRoot] = [:]
     private var finishedDatasets: [UInt64] = []
-    private var attributesToWrite: [(id: SnapshotID, bytes: [UInt8])] = []
+    private var tables: (SlotTable<DatasetImage>, SlotTable<VolumeImage>, SlotTable<CatalogTables.SnapshotEntry>)?
+    private var attributesToWrite: [AttributesToWrite] = []
     private var streamsToFree: [(root: NodePointer, lengthBytes: UInt64)] = []
-    private var writtenAttributes: [SnapshotID: (root: NodePointer, bytes: [UInt8])] = [:]
+    private var writtenAttributes: [SnapshotID: (root: NodePointer, version: UInt64, lengthBytes: UInt64)] = [:]
+    private var movedCursors: [UInt64: UInt64] = [:]
     private var boundary = PendingRecords(lastRecord: 0)
     private var next: Superblock
     private var regionPointers: [Int: NodePointer] = [:]
@@ -50,7 +58,8 @@ final class Checkpoint {
         try writer.flush()
         if !core.hasBug(.checkpointNotSynced) { try core.syncFile("syncing a checkpoint") }
         try writeSuperblock()
-        try core.monitor.withLock { () throws(PoolError) in try publish() }
+        publishBitmaps()
+        core.monitor.withLock { publish() }
         try core.punchFreed()
     }
 
@@ -68,17 +77,12 @@ final class Checkpoint {
         for volume in core.volumes.values.sorted(by: { $0.number < $1.number }) where !volume.head.layers[0].isEmpty {
             core.pushLayer(volume.head)
         }
-        for dataset in core.datasets.values {
+        for dataset in core.tables.layered.values {
             let frozen = dataset.role == .head ? dataset.layers.dropFirst() : dataset.layers[...]
             tops[dataset.number] = frozen.first
             for layer in frozen where seen.insert(layer.number).inserted {
                 layers.append(FrozenLayer(layer: layer, floor: floor(of: layer)))
             }
-            image.datasets.append(
-                DatasetImage(
-                    number: dataset.number, volume: dataset.volume, parent: dataset.parent?.number ?? 0,
-                    role: dataset.role, epoch: dataset.epoch, sizeBytes: dataset.sizeBytes, cursor: dataset.cursor,
-                    root: dataset.root))
         }
         freezeCatalog()
         next.epoch = core.epoch
@@ -95,22 +99,12 @@ final class Checkpoint {
     }
 
     private func freezeCatalog() {
-        for volume in core.volumes.values {
-            image.volumes.append(
-                VolumeImage(
-                    number: volume.number, head: volume.head.number, id: volume.id, naa: volume.naa,
-                    createdAt: volume.createdAt, clonedFrom: volume.clonedFrom, name: volume.name))
-        }
-        for snapshot in core.snapshots.values {
-            image.snapshots.append(
-                SnapshotImage(
-                    id: snapshot.id, kind: snapshot.kind, epoch: snapshot.epoch, createdAt: snapshot.createdAt,
-                    name: snapshot.name,
-                    members: snapshot.members.map { .init(volume: $0.volume, dataset: $0.dataset.number) },
-                    attributesRoot: snapshot.attributesRoot, attributeBytes: UInt64(snapshot.attributes.count)))
-            if snapshot.attributesRoot.isNull, !snapshot.attributes.isEmpty {
-                attributesToWrite.append((snapshot.id, snapshot.attributes))
-            }
+        // Copies in constant time: the objects go on changing their entries meanwhile.
+        tables = (core.tables.datasets, core.tables.volumes, core.tables.snapshots)
+        for snapshot in core.tables.unwritten.values {
+            guard let bytes = snapshot.attributes else { continue }
+            attributesToWrite.append(
+                AttributesToWrite(id: snapshot.id, version: snapshot.attributesVersion, bytes: bytes))
         }
         streamsToFree = core.discardedStreams
         core.discardedStreams = []
@@ -119,6 +113,12 @@ final class Checkpoint {
 
     /// Writers wait while the state is frozen; they need not wait for it to be put into order.
     private func sortFrozen() {
+        if let tables {
+            image.datasets = tables.0.elements
+            image.volumes = tables.1.elements
+            image.snapshots = tables.2.elements.map(\.image)
+        }
+        tables = nil
         layers.sort { $0.layer.number < $1.layer.number }
         image.datasets.sort { $0.number < $1.number }
         image.volumes.sort { $0.number < $1.number }
@@ -186,6 +186,7 @@ final class Checkpoint {
             if let parent = parents[number] { image.datasets[index].parent = parent }
             if let cursor = cursors[number] { image.datasets[index].cursor = cursor }
         }
+        movedCursors = cursors
     }
 
     // MARK: Streams
@@ -194,7 +195,7 @@ final class Checkpoint {
         for stream in streamsToFree { try writer.freeStream(stream.root, lengthBytes: stream.lengthBytes) }
         for attribute in attributesToWrite {
             let root = try writer.writeStream(attribute.bytes)
-            writtenAttributes[attribute.id] = (root, attribute.bytes)
+            writtenAttributes[attribute.id] = (root, attribute.version, UInt64(attribute.bytes.count))
         }
         for index in image.snapshots.indices {
             if let written = writtenAttributes[image.snapshots[index].id] {
@@ -290,10 +291,11 @@ final class Checkpoint {
         _ place: BitmapPlace, _ written: [BitmapPlace: NodePointer]
     ) throws(PoolError) -> (Page, UInt64) {
         if place.level == 0 {
+            // Read ahead, so that nobody waits for the disk with the lock held.
+            let old = core.monitor.withLock { core.space.regions[place.index].pointer }
+            if !old.isNull { _ = try writer.load(old) }
             return try core.monitor.withLock { () throws(PoolError) in
-                let page = Page()
-                let bits = try core.space.bits(ofRegion: place.index)
-                for word in 0..<bits.words { page.setWord(word * 8, bits.durable[word]) }
+                let page = try core.space.durablePage(ofRegion: place.index)
                 let region = core.space.regions[place.index]
                 return (page, UInt64(region.durableCount) | UInt64(region.kind.rawValue) << 56)
             }
@@ -315,14 +317,25 @@ final class Checkpoint {
         try core.write(next)
     }
 
+    /// The old pages are still there: writers may come between.
+    private func publishBitmaps() {
+        let all = Array(regionPointers)
+        for first in stride(from: 0, to: all.count, by: 256) {
+            core.monitor.withLock {
+                for (region, pointer) in all[first..<min(first + 256, all.count)] {
+                    core.space.setPointer(pointer, ofRegion: region)
+                }
+            }
+        }
+    }
+
     /// Turns the state in memory to the checkpoint that is now durable. Called with the lock held.
-    private func publish() throws(PoolError) {
+    private func publish() {
         core.superblock = next
         core.statistics.checkpoints += 1
         core.statistics.metadataBytesWritten += writer.bytesWritten
-        for (region, pointer) in regionPointers { core.space.setPointer(pointer, ofRegion: region) }
         let frozenNumbers = Set(layers.map(\.layer.number))
-        for dataset in core.datasets.values {
+        for dataset in Array(core.tables.layered.values) {
             // What was cut since the freeze stands on frozen layers too.
             guard let newest = dataset.layers.first(where: { frozenNumbers.contains($0.number) }) else { continue }
             dataset.root = merged[newest.number]!
@@ -338,29 +351,28 @@ final class Checkpoint {
             core.overlayEntries -= frozen.layer.count
             core.pagesToMerge -= frozen.layer.accountedPages
         }
-        for dataset in image.datasets {
-            guard let live = core.datasets[dataset.number] else { continue }
-            live.cursor = dataset.cursor
-        }
+        for (number, cursor) in movedCursors { core.datasets[number]?.cursor = cursor }
         for number in finishedDatasets {
             guard let dataset = core.datasets.removeValue(forKey: number) else { continue }
             for child in dataset.children { child.setParent(dataset.parent) }
             dataset.setParent(nil)
+            dataset.leaveTables()
         }
         publishAttributes()
-        core.unlinkedToPunchNow.append(contentsOf: writer.freed)
+        core.unlinkedToPunchNow.append(writer.freed)
         core.lastPassFreed = writer.freed.count
-        try core.advanceFrees()
+        core.advanceFrees()
         if core.hasReclaimableDataset { core.isCheckpointRequested = true }
     }
 
     private func publishAttributes() {
         for (id, written) in writtenAttributes {
-            if let snapshot = core.snapshots[id], snapshot.attributesRoot.isNull, snapshot.attributes == written.bytes {
-                snapshot.attributesRoot = written.root
+            if let snapshot = core.snapshots[id], snapshot.attributesVersion == written.version {
+                snapshot.attributesWritten(to: written.root)
+                if core.tables.attributeBytes > core.options.attributeCacheBytes { snapshot.forgetAttributes() }
             } else {
                 // Replaced or deleted while the checkpoint was written.
-                core.discardedStreams.append((written.root, UInt64(written.bytes.count)))
+                core.discardedStreams.append((written.root, written.lengthBytes))
             }
         }
     }

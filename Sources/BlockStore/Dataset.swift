@@ -16,31 +16,57 @@ final class Dataset {
 
     let number: UInt64
     /// The volume whose history it belongs to; another one's after a promotion.
-    var volume: UInt32
+    var volume: UInt32 { didSet { store() } }
     private(set) var parent: Dataset?
     private(set) var children: [Dataset] = []
-    var role: Role
+    var role: Role { didSet { roleChanged() } }
     /// The epoch that the cut closed. A head's is still open: `Format.maxEpoch`.
-    var epoch: UInt64
-    var sizeBytes: UInt64
-    var root = MapRoot()
+    var epoch: UInt64 { didSet { store() } }
+    var sizeBytes: UInt64 { didSet { store() } }
+    var root = MapRoot() { didSet { store() } }
     /// Newest first.
-    var layers: [Layer] = []
+    var layers: [Layer] = [] { didSet { tables.layered[number] = layers.isEmpty ? nil : self } }
     /// A doomed dataset's logical blocks below this one are reclaimed.
-    var cursor: UInt64 = 0
+    var cursor: UInt64 = 0 { didSet { store() } }
+    private let tables: CatalogTables
+    private var slot = 0
 
-    init(number: UInt64, volume: UInt32, role: Role, epoch: UInt64, sizeBytes: UInt64) {
+    init(number: UInt64, volume: UInt32, role: Role, epoch: UInt64, sizeBytes: UInt64, tables: CatalogTables) {
         self.number = number
         self.volume = volume
         self.role = role
         self.epoch = epoch
         self.sizeBytes = sizeBytes
+        self.tables = tables
+        slot = tables.datasets.insert(image)
+        roleChanged()
+    }
+
+    var image: DatasetImage {
+        DatasetImage(
+            number: number, volume: volume, parent: parent?.number ?? 0, role: role, epoch: epoch, sizeBytes: sizeBytes,
+            cursor: cursor, root: root)
+    }
+
+    private func store() { tables.datasets[slot] = image }
+
+    private func roleChanged() {
+        tables.doomed[number] = role == .doomed ? self : nil
+        store()
+    }
+
+    /// The dataset is gone.
+    func leaveTables() {
+        layers = []
+        tables.doomed[number] = nil
+        tables.datasets.remove(slot)
     }
 
     func setParent(_ parent: Dataset?) {
         self.parent?.children.removeAll { $0 === self }
         self.parent = parent
         parent?.children.append(self)
+        store()
     }
 
     /// What is shared with the parent was written in this epoch or before.
@@ -54,9 +80,11 @@ final class Volume {
     let name: String
     let naa: NAA
     let createdAt: UInt64
-    var clonedFrom: CloneOrigin?
-    var head: Dataset
+    var clonedFrom: CloneOrigin? { didSet { store() } }
+    var head: Dataset { didSet { store() } }
     var device: VolumeDevice?
+    private var tables: CatalogTables?
+    private var slot = 0
 
     init(
         number: UInt32, id: VolumeID, name: String, naa: NAA, createdAt: UInt64, clonedFrom: CloneOrigin?, head: Dataset
@@ -68,6 +96,26 @@ final class Volume {
         self.createdAt = createdAt
         self.clonedFrom = clonedFrom
         self.head = head
+    }
+
+    private func store() { tables?.volumes[slot] = image }
+
+    private var image: VolumeImage {
+        VolumeImage(
+            number: number, head: head.number, id: id, naa: naa, createdAt: createdAt, clonedFrom: clonedFrom,
+            name: name)
+    }
+
+    func enter(_ tables: CatalogTables) {
+        self.tables = tables
+        slot = tables.volumes.insert(image)
+        tables.volumeNames.insert(name)
+    }
+
+    func leaveTables() {
+        tables?.volumes.remove(slot)
+        tables?.volumeNames.remove(name)
+        tables = nil
     }
 }
 
@@ -83,14 +131,20 @@ final class Snapshot {
     let createdAt: UInt64
     let kind: SnapshotKind
     let epoch: UInt64
-    var members: [Member]
-    var attributes: [UInt8]
+    var members: [Member] { didSet { store() } }
+    /// Nil while they are only on the disk.
+    private(set) var attributes: [UInt8]?
+    private(set) var attributeBytes: UInt64
     /// Where the attributes are on disk; null while they are only in the journal.
-    var attributesRoot = NodePointer.null
+    private(set) var attributesRoot: NodePointer
+    /// Changes with the attributes.
+    private(set) var attributesVersion: UInt64 = 0
+    private var tables: CatalogTables?
+    private var slot = 0
 
     init(
         id: SnapshotID, name: String, createdAt: UInt64, kind: SnapshotKind, epoch: UInt64, members: [Member],
-        attributes: [UInt8]
+        attributes: [UInt8]?, attributeBytes: UInt64, attributesRoot: NodePointer
     ) {
         self.id = id
         self.name = name
@@ -99,12 +153,64 @@ final class Snapshot {
         self.epoch = epoch
         self.members = members
         self.attributes = attributes
+        self.attributeBytes = attributeBytes
+        self.attributesRoot = attributesRoot
     }
 
-    var record: SnapshotRecord {
-        SnapshotRecord(
-            id: id, name: name, createdAt: createdAt,
-            members: members.map { SnapshotMember(volume: $0.volume, sizeBytes: $0.dataset.sizeBytes) },
-            epoch: epoch, attributes: attributes, kind: kind)
+    private var entry: CatalogTables.SnapshotEntry {
+        CatalogTables.SnapshotEntry(
+            image: SnapshotImage(
+                id: id, kind: kind, epoch: epoch, createdAt: createdAt, name: name,
+                members: members.map { .init(volume: $0.volume, dataset: $0.dataset.number) },
+                attributesRoot: attributesRoot, attributeBytes: attributeBytes),
+            attributes: attributes)
+    }
+
+    private func store() { tables?.snapshots[slot] = entry }
+
+    func enter(_ tables: CatalogTables) {
+        self.tables = tables
+        slot = tables.snapshots.insert(entry)
+        tables.snapshotNames.insert(name)
+        tables.attributeBytes += UInt64(attributes?.count ?? 0)
+        if isUnwritten { tables.unwritten[id] = self }
+    }
+
+    func leaveTables() {
+        tables?.snapshots.remove(slot)
+        tables?.snapshotNames.remove(name)
+        tables?.attributeBytes -= UInt64(attributes?.count ?? 0)
+        tables?.unwritten[id] = nil
+        tables = nil
+    }
+
+    private var isUnwritten: Bool { attributesRoot.isNull && attributeBytes > 0 }
+
+    // MARK: Attributes
+
+    func setAttributes(_ bytes: [UInt8]) {
+        tables?.attributeBytes += UInt64(bytes.count)
+        tables?.attributeBytes -= UInt64(attributes?.count ?? 0)
+        attributes = bytes
+        attributeBytes = UInt64(bytes.count)
+        attributesRoot = .null
+        attributesVersion += 1
+        tables?.unwritten[id] = isUnwritten ? self : nil
+        store()
+    }
+
+    /// A checkpoint has put them there.
+    func attributesWritten(to root: NodePointer) {
+        attributesRoot = root
+        tables?.unwritten[id] = nil
+        store()
+    }
+
+    /// From now on they are read from the disk when they are asked for.
+    func forgetAttributes() {
+        guard !attributesRoot.isNull, let bytes = attributes else { return }
+        tables?.attributeBytes -= UInt64(bytes.count)
+        attributes = nil
+        store()
     }
 }

@@ -74,8 +74,7 @@ public final class Pool: Sendable {
 
     /// All snapshots that are not being deleted, oldest first.
     public func snapshots() -> [SnapshotRecord] {
-        core.monitor.withLock { core.snapshots.values.map(\.record) }
-            .sorted { ($0.epoch, $0.name) < ($1.epoch, $1.name) }
+        core.snapshotRecords().sorted { ($0.epoch, $0.name) < ($1.epoch, $1.name) }
     }
 
     /// Makes a thin volume of `sizeBytes` (a multiple of 4096, at most 64 TiB).
@@ -142,7 +141,7 @@ public final class Pool: Sendable {
             let seed = try core.snapshotSeed(
                 id: id, name: name, volumes: volumes, kind: .user, attributes: attributes)
             let target = try core.perform(.snapshot(seed))
-            return (target, try core.snapshot(id).record)
+            return (target, core.record(of: try core.snapshot(id)))
         }
         try core.commit(through: target)
         return record
@@ -196,7 +195,7 @@ public final class Pool: Sendable {
             let seed = try core.snapshotSeed(
                 id: keepAs, name: keepName, volumes: volumes, kind: .beforeRevert, attributes: attributes)
             let target = try core.perform(.revert(seed, target: snapshot))
-            return (target, try core.snapshot(keepAs).record)
+            return (target, core.record(of: try core.snapshot(keepAs)))
         }
         try core.commit(through: target)
         return record

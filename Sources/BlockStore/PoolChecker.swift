@@ -167,7 +167,7 @@ struct PoolWalk {
         ]
         for snapshot in core.snapshots.values {
             streams.append(
-                ("the attributes of \(snapshot.name)", snapshot.attributesRoot, UInt64(snapshot.attributes.count)))
+                ("the attributes of \(snapshot.name)", snapshot.attributesRoot, snapshot.attributeBytes))
         }
         for stream in core.discardedStreams {
             streams.append(("discarded attributes", stream.root, stream.lengthBytes))
@@ -223,11 +223,15 @@ struct PoolWalk {
     }
 
     private mutating func checkSpace(durable: Set<UInt64>) {
-        var leaving = Set(core.retired.map(\.block))
+        var leaving: Set<UInt64> = []
+        for retired in [core.retired, core.retiring] {
+            leaving.formUnion(retired.overwritten)
+            leaving.formUnion(retired.unmapped)
+        }
         for list in [
-            core.unlinkedNow, core.unlinkedBefore, core.punchable, core.unlinkedToPunchNow,
+            core.unlinkedNow, core.unlinkedBefore, core.releasable, core.punchable, core.unlinkedToPunchNow,
             core.unlinkedToPunchBefore,
-        ] { leaving.formUnion(list) }
+        ] { leaving.formUnion(list.all) }
         for block in leaving where owners[block] != nil { problem("block \(block) is in use and about to be freed") }
         var busyTotal: UInt64 = 0
         for region in core.space.regions.indices {

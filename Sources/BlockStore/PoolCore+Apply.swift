@@ -74,7 +74,8 @@ extension PoolCore {
 
     private func makeDataset(_ number: UInt64, volume: UInt32, role: Dataset.Role, sizeBytes: UInt64) -> Dataset {
         let dataset = Dataset(
-            number: number, volume: volume, role: role, epoch: Format.maxEpoch, sizeBytes: sizeBytes)
+            number: number, volume: volume, role: role, epoch: Format.maxEpoch, sizeBytes: sizeBytes,
+            tables: tables)
         datasets[number] = dataset
         nextDataset = max(nextDataset, number + 1)
         return dataset
@@ -93,6 +94,7 @@ extension PoolCore {
     func register(_ volume: Volume) {
         volumes[volume.number] = volume
         volumeNumbers[volume.id] = volume.number
+        volume.enter(tables)
         volume.device = VolumeDevice(core: self, volume: volume)
     }
 
@@ -123,6 +125,7 @@ extension PoolCore {
         volume.device = nil
         volumes[volume.number] = nil
         volumeNumbers[volume.id] = nil
+        volume.leaveTables()
         volume.head.role = .doomed
         isCheckpointRequested = true
     }
@@ -155,10 +158,17 @@ extension PoolCore {
             if head.layers.count > 16 { isCheckpointRequested = true }
             members.append(Snapshot.Member(volume: volume.id, dataset: kept))
         }
-        snapshots[seed.id] = Snapshot(
-            id: seed.id, name: seed.name, createdAt: seed.createdAt, kind: seed.kind, epoch: closed, members: members,
-            attributes: seed.attributes)
+        register(
+            Snapshot(
+                id: seed.id, name: seed.name, createdAt: seed.createdAt, kind: seed.kind, epoch: closed,
+                members: members, attributes: seed.attributes, attributeBytes: UInt64(seed.attributes.count),
+                attributesRoot: .null))
         attributeBytesToWrite += UInt64(seed.attributes.count)
+    }
+
+    func register(_ snapshot: Snapshot) {
+        snapshots[snapshot.id] = snapshot
+        snapshot.enter(tables)
     }
 
     private func applyRevert(_ seed: SnapshotSeed, to target: Snapshot) throws(PoolError) {
@@ -179,19 +189,19 @@ extension PoolCore {
     private func applyDelete(_ snapshot: Snapshot) {
         discardAttributes(of: snapshot)
         snapshots[snapshot.id] = nil
+        snapshot.leaveTables()
         for member in snapshot.members { member.dataset.role = .doomed }
         isCheckpointRequested = true
     }
 
     private func applyAttributes(_ snapshot: Snapshot, _ bytes: [UInt8]) {
         discardAttributes(of: snapshot)
-        snapshot.attributes = bytes
+        snapshot.setAttributes(bytes)
         attributeBytesToWrite += UInt64(bytes.count)
     }
 
     private func discardAttributes(of snapshot: Snapshot) {
         guard !snapshot.attributesRoot.isNull else { return }
-        discardedStreams.append((snapshot.attributesRoot, UInt64(snapshot.attributes.count)))
-        snapshot.attributesRoot = .null
+        discardedStreams.append((snapshot.attributesRoot, snapshot.attributeBytes))
     }
 }

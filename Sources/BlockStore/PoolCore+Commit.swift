@@ -97,6 +97,8 @@ extension PoolCore {
         seal()
         // Not in `seal()`: a checkpoint seals too, and its batches are not on their way to the journal yet.
         volatileLog?.turn()
+        retiring = retired
+        retired = Retired()
         let batches = sealed
         sealed = []
         sealedBytes = 0
@@ -168,20 +170,12 @@ extension PoolCore {
 
     /// Blocks whose overwriting record is durable have no reference left that recovery could follow.
     func releaseRetired() {
-        var count = 0
-        while count < retired.count, retired[count].record <= committedRecord || hasBug(.overwrittenReusedTooEarly) {
-            count += 1
-        }
-        for entry in retired[..<count] {
-            if entry.isUnmapped {
-                unlinkedToPunchNow.append(entry.block)
-            } else {
-                unlinkedNow.append(entry.block)
-            }
-        }
-        retired.removeSubrange(..<count)
+        unlinkedToPunchNow.append(retiring.unmapped)
+        unlinkedNow.append(retiring.overwritten)
+        retiring = Retired()
+        advanceFrees()
         do {
-            try advanceFrees()
+            try releaseSome(most: 512)
         } catch {
             fail("\(error)")
         }

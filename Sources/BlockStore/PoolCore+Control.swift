@@ -32,7 +32,7 @@ extension PoolCore {
 
     func checkNewVolume(_ id: VolumeID, _ name: String) throws(PoolError) {
         guard volumeNumbers[id] == nil else { throw .exists("volume \(id)") }
-        guard !volumes.values.contains(where: { $0.name == name }) else { throw .exists("volume \(name)") }
+        guard !tables.volumeNames.contains(name) else { throw .exists("volume \(name)") }
     }
 
     func volumeSeed(id: VolumeID, name: String, sizeBytes: UInt64) -> VolumeSeed {
@@ -45,7 +45,7 @@ extension PoolCore {
         id: SnapshotID, name: String, volumes: [VolumeID], kind: SnapshotKind, attributes: [UInt8]
     ) throws(PoolError) -> SnapshotSeed {
         guard snapshots[id] == nil else { throw .exists("snapshot \(id)") }
-        guard !snapshots.values.contains(where: { $0.name == name }) else { throw .exists("snapshot \(name)") }
+        guard !tables.snapshotNames.contains(name) else { throw .exists("snapshot \(name)") }
         guard !volumes.isEmpty else { throw .invalidArgument("a snapshot needs at least one volume") }
         guard Set(volumes).count == volumes.count else { throw .invalidArgument("a volume is named twice") }
         guard epoch < Format.maxEpoch - 1 else { throw .unsupported("the pool has used up its epochs") }
@@ -108,7 +108,7 @@ extension PoolCore {
             result.journalSizeBytes = superblock.journalBytes
             result.dataBytesWritten = dataBytesWritten.load(ordering: .relaxed)
             result.checksumErrors = checksumErrors.load(ordering: .relaxed)
-            result.reclaimsPending = UInt64(doomed.count)
+            result.reclaimsPending = UInt64(tables.doomed.count)
             result.volatileLog = volatileLogState
             if let failure {
                 result.state = .readOnly(reason: failure)
@@ -239,7 +239,7 @@ extension PoolCore {
         isClosed = true
         for volume in volumes.values { volume.device = nil }
         for dataset in datasets.values {
-            dataset.layers = []
+            dataset.leaveTables()
             dataset.setParent(nil)
         }
         volumes = [:]

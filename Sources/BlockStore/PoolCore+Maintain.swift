@@ -60,11 +60,34 @@ extension PoolCore {
 
     /// Gives freed data blocks back: whole aligned groups that are free now are punched out of the file.
     func punchFreed() throws(PoolError) {
-        let (punches, releases) = try monitor.withLock { () throws(PoolError) in
-            let blocks = punchable.sorted()
-            punchable = []
-            return try space.planPunches(blocks)
+        let lists = monitor.withLock {
+            defer { punchable = BlockLists() }
+            return punchable
         }
+        let blocks = lists.all.sorted()
+        var at = 0
+        while at < blocks.count {
+            // Not more than a few at a time, because writers wait meanwhile; groups stay whole.
+            var end = min(at + 512, blocks.count)
+            while end < blocks.count, blocks[end] / 16 == blocks[end - 1] / 16 { end += 1 }
+            try punch(Array(blocks[at..<end]))
+            at = end
+        }
+        while monitor.withLock({ !releasable.isEmpty }) {
+            try monitor.withLock { () throws(PoolError) in
+                try releaseSome(most: 512)
+                isFull = false
+            }
+        }
+        while monitor.withLock({ space.isOverLimit }) {
+            let before = monitor.withLock { space.bitmapBytes }
+            monitor.withLock { space.trim(most: 256) }
+            if monitor.withLock({ space.bitmapBytes }) >= before { break }
+        }
+    }
+
+    private func punch(_ blocks: [UInt64]) throws(PoolError) {
+        let (punches, releases) = try monitor.withLock { () throws(PoolError) in try space.planPunches(blocks) }
         for range in punches {
             let start = range.lowerBound * UInt64(Format.blockBytes)
             // What cannot be given back stays allocated; nothing else depends on it.
@@ -72,7 +95,7 @@ extension PoolCore {
         }
         try monitor.withLock { () throws(PoolError) in
             for block in releases { try space.release(block) }
-            if !releases.isEmpty { isFull = false }
+            isFull = false
         }
     }
 }

@@ -297,14 +297,28 @@ extension PoolCore {
                         block: piece.physical == 0 ? 0 : piece.physical + UInt64(index),
                         crc: crcs[piece.index + index])
                     let old = top.insert(mapping, for: block + UInt64(index))
-                    if old != 0 { retired.append(Retired(record: record, block: old, isUnmapped: mapping.block == 0)) }
+                    if old != 0 { retired.append(old, isUnmapped: mapping.block == 0) }
                 }
             }
         }
         noteAppended()
         requestPassIfDue()
-        if hasBug(.overwrittenReusedTooEarly) { releaseRetired() }
+        if !releasable.isEmpty { releaseSomeOrFail() }
+        if hasBug(.overwrittenReusedTooEarly) {
+            retiring = retired
+            retired = Retired()
+            releaseRetired()
+        }
         return record
+    }
+
+    /// Each write makes a few freed blocks available, so that they need no pass.
+    private func releaseSomeOrFail() {
+        do {
+            try releaseSome(most: 32)
+        } catch {
+            fail("\(error)")
+        }
     }
 
     private func unmapBlocks(_ volume: Volume, _ blocks: Range<UInt64>) throws(BlockError) {
@@ -325,7 +339,7 @@ extension PoolCore {
             ? 0 : append(.unmap(volume: volume.number, block: blocks.lowerBound, count: UInt64(blocks.count)))
         changeTop(volume.head) { top in
             top.unmap(blocks) {
-                if !isReplay { retired.append(Retired(record: record, block: $0, isUnmapped: true)) }
+                if !isReplay { retired.append($0, isUnmapped: true) }
             }
         }
         hasUnmappedSinceCheckpoint = true
@@ -378,10 +392,8 @@ extension PoolCore {
     private var canFreeMore: Bool { overlayEntries > 0 || pagesToMerge > 0 || hasFreesPending || hasReclaimableDataset }
 
     var hasReclaimableDataset: Bool {
-        datasets.values.contains { $0.role == .doomed && $0.children.count <= 1 }
+        tables.doomed.values.contains { $0.children.count <= 1 }
     }
-
-    var doomed: [Dataset] { datasets.values.filter { $0.role == .doomed } }
 
     private func relievePressure() throws(BlockError) {
         if pendingBytes > pendingLimit {

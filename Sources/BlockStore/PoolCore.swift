@@ -14,12 +14,36 @@ final class PendingRecords {
     init(lastRecord: UInt64) { self.lastRecord = lastRecord }
 }
 
-/// A block that no layer refers to any more, and the record that said so.
+/// Blocks that no layer refers to any more, while the records that said so are not durable.
 struct Retired {
-    var record: UInt64
-    var block: UInt64
-    /// Unmapped blocks go back to the file system; overwritten ones are soon used again.
-    var isUnmapped: Bool
+    /// Soon used again.
+    var overwritten: [UInt64] = []
+    /// Goes back to the file system.
+    var unmapped: [UInt64] = []
+
+    var isEmpty: Bool { overwritten.isEmpty && unmapped.isEmpty }
+
+    mutating func append(_ block: UInt64, isUnmapped: Bool) {
+        if isUnmapped { unmapped.append(block) } else { overwritten.append(block) }
+    }
+}
+
+/// Blocks in pieces of an array each: handing many on costs nothing.
+struct BlockLists {
+    private(set) var lists: [[UInt64]] = []
+
+    var isEmpty: Bool { lists.isEmpty }
+    var all: [UInt64] { lists.flatMap { $0 } }
+
+    mutating func append(_ list: [UInt64]) { if !list.isEmpty { lists.append(list) } }
+    mutating func append(_ other: BlockLists) { lists.append(contentsOf: other.lists) }
+
+    mutating func popLast() -> UInt64? {
+        guard !lists.isEmpty else { return nil }
+        let block = lists[lists.count - 1].removeLast()
+        if lists[lists.count - 1].isEmpty { lists.removeLast() }
+        return block
+    }
 }
 
 /// A read-modify-write under way: whatever changes its blocks meanwhile marks it, and it starts over.
@@ -60,6 +84,7 @@ final class PoolCore: @unchecked Sendable {
     var volumeNumbers: [VolumeID: UInt32] = [:]
     var snapshots: [SnapshotID: Snapshot] = [:]
     var datasets: [UInt64: Dataset] = [:]
+    let tables = CatalogTables()
     let space: SpaceMap
 
     // The journal.
@@ -82,14 +107,18 @@ final class PoolCore: @unchecked Sendable {
 
     // Blocks on their way to being free.
     /// Overwritten before any checkpoint saw them: free once the overwriting record is durable.
-    var retired: [Retired] = []
+    var retired = Retired()
+    /// Those whose records are being committed.
+    var retiring = Retired()
     /// Blocks unlinked since the last flip of the read phase; those before it wait for readers of the old phase.
-    var unlinkedNow: [UInt64] = []
-    var unlinkedBefore: [UInt64] = []
+    var unlinkedNow = BlockLists()
+    var unlinkedBefore = BlockLists()
+    /// Past all readers: can be handed out again.
+    var releasable = BlockLists()
     /// Unmapped, or freed by a checkpoint, and past all readers: may be punched out and handed out again.
-    var punchable: [UInt64] = []
-    var unlinkedToPunchNow: [UInt64] = []
-    var unlinkedToPunchBefore: [UInt64] = []
+    var punchable = BlockLists()
+    var unlinkedToPunchNow = BlockLists()
+    var unlinkedToPunchBefore = BlockLists()
     var readPhase = 0
     /// Readers under way by phase; entered under the lock, left without it.
     let evenReaders = Atomic<Int>(0)
@@ -136,7 +165,7 @@ final class PoolCore: @unchecked Sendable {
         journalEnd = superblock.journalStart
         space = SpaceMap(
             totalBlocks: superblock.totalBlocks, regionBlocks: superblock.regionBlocks,
-            reusesBlocksFirst: options.reusesBlocksFirst
+            reusesBlocksFirst: options.reusesBlocksFirst, limitBytes: options.spaceMapBytes
         ) { pointer throws(PoolError) in
             try PoolCore.loadPage(pointer, file: file, cache: cache, key: key)
         }
@@ -227,23 +256,33 @@ final class PoolCore: @unchecked Sendable {
 
     /// Lets go of blocks whose last readers have left. A block unlinked before a flip of the phase can only be seen by
     /// readers of the phase before.
-    func advanceFrees() throws(PoolError) {
+    func advanceFrees() {
         for _ in 0..<2 {
             if hasReaders(1 - readPhase) { return }
-            for block in unlinkedBefore { try space.release(block) }
-            punchable.append(contentsOf: unlinkedToPunchBefore)
+            releasable.append(unlinkedBefore)
+            punchable.append(unlinkedToPunchBefore)
             unlinkedBefore = unlinkedNow
             unlinkedToPunchBefore = unlinkedToPunchNow
-            unlinkedNow = []
-            unlinkedToPunchNow = []
+            unlinkedNow = BlockLists()
+            unlinkedToPunchNow = BlockLists()
             readPhase = 1 - readPhase
             if unlinkedBefore.isEmpty && unlinkedToPunchBefore.isEmpty { return }
         }
     }
 
+    /// Makes up to `most` blocks available again: few at a time, because writers wait meanwhile.
+    func releaseSome(most: Int) throws(PoolError) {
+        var left = most
+        while left > 0, let block = releasable.popLast() {
+            try space.release(block)
+            left -= 1
+        }
+    }
+
     /// Blocks that only wait for a commit, a reader or a maintenance pass.
     var hasFreesPending: Bool {
-        !retired.isEmpty || !unlinkedNow.isEmpty || !unlinkedBefore.isEmpty || !punchable.isEmpty
+        !retired.isEmpty || !retiring.isEmpty || !releasable.isEmpty || !unlinkedNow.isEmpty || !unlinkedBefore.isEmpty
+            || !punchable.isEmpty
             || !unlinkedToPunchNow.isEmpty || !unlinkedToPunchBefore.isEmpty
     }
 

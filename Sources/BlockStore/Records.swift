@@ -117,6 +117,10 @@ public struct PoolOptions: Sendable {
     /// the end of the process (see ``VolatileLogDirectory``); nil for none.
     public var volatileLogDirectory: String?
 
+    /// Bytes of snapshots' attributes that are kept in memory; more are read from the disk when they are asked for.
+    var attributeCacheBytes: UInt64 = 32 << 20
+    /// Bytes of bitmaps of the pool's regions that are kept in memory; a region that is being changed is always there.
+    var spaceMapBytes: UInt64 = 64 << 20
     /// Map pages that one maintenance pass looks at for reclaim.
     var reclaimPagesPerPass = 8192
     /// Hand out the lowest free block first, so that freed ones come back at once: for tests.

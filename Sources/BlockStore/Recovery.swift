@@ -64,7 +64,7 @@ extension PoolCore {
         if !options.isReadOnly { try core.syncFile("syncing what was recovered") }
         try core.occupyOverlay()
         if !options.isReadOnly { try core.beginVolatileLog(log) }
-        core.isCheckpointRequested = core.doomed.contains { $0.children.count <= 1 }
+        core.isCheckpointRequested = core.hasReclaimableDataset
         core.requestPassIfDue()
         core.startWorker()
         return core
@@ -185,7 +185,7 @@ extension PoolCore {
         for entry in image.datasets {
             let dataset = Dataset(
                 number: entry.number, volume: entry.volume, role: entry.role, epoch: entry.epoch,
-                sizeBytes: entry.sizeBytes)
+                sizeBytes: entry.sizeBytes, tables: tables)
             dataset.cursor = entry.cursor
             dataset.root = entry.root
             datasets[entry.number] = dataset
@@ -213,12 +213,12 @@ extension PoolCore {
             }
             members.append(Snapshot.Member(volume: member.volume, dataset: dataset))
         }
-        let attributes = try readStream(entry.attributesRoot, lengthBytes: entry.attributeBytes)
-        let snapshot = Snapshot(
-            id: entry.id, name: entry.name, createdAt: entry.createdAt, kind: entry.kind, epoch: entry.epoch,
-            members: members, attributes: attributes)
-        snapshot.attributesRoot = entry.attributesRoot
-        snapshots[entry.id] = snapshot
+        // Attributes are read when they are asked for.
+        register(
+            Snapshot(
+                id: entry.id, name: entry.name, createdAt: entry.createdAt, kind: entry.kind, epoch: entry.epoch,
+                members: members, attributes: entry.attributeBytes == 0 ? [] : nil,
+                attributeBytes: entry.attributeBytes, attributesRoot: entry.attributesRoot))
     }
 
     // MARK: Journal

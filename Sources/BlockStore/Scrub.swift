@@ -221,7 +221,7 @@ public final class Scrub: @unchecked Sendable {
             let (root, lengthBytes, phase) = core.monitor.withLock {
                 let snapshot = core.snapshots[id]
                 return (
-                    snapshot?.attributesRoot ?? .null, UInt64(snapshot?.attributes.count ?? 0), core.enterRead()
+                    snapshot?.attributesRoot ?? .null, snapshot?.attributeBytes ?? 0, core.enterRead()
                 )
             }
             visitStream(root, lengthBytes: lengthBytes)

@@ -37,7 +37,19 @@ final class SpaceMap {
         var durableCount = 0
         var busyCount = 0
         var isDirty = false
+        /// In memory for regions that are being written to, and for a bounded number of others.
         var bits: Bits?
+        /// How a region without bits in memory differs from its page; nil where it does not.
+        var difference: Difference?
+    }
+
+    /// With P what the page on disk says: durable = (P − cleared) + marked, busy = P + marked + taken.
+    final class Difference {
+        var cleared: [UInt16] = []
+        var marked: [UInt16] = []
+        var taken: [UInt16] = []
+
+        var isEmpty: Bool { cleared.isEmpty && marked.isEmpty && taken.isEmpty }
     }
 
     let regionBlocks: UInt64
@@ -56,13 +68,17 @@ final class SpaceMap {
     private var metadataRegion = 0
     private var metadataHint = 0
     private let reusesBlocksFirst: Bool
+    private let limitBytes: UInt64
+    /// Regions with bits in memory, the longest there first.
+    private var loaded: [Int] = []
     private let load: (NodePointer) throws(PoolError) -> Page
 
     init(
-        totalBlocks: UInt64, regionBlocks: UInt64, reusesBlocksFirst: Bool,
+        totalBlocks: UInt64, regionBlocks: UInt64, reusesBlocksFirst: Bool, limitBytes: UInt64,
         load: @escaping (NodePointer) throws(PoolError) -> Page
     ) {
         self.reusesBlocksFirst = reusesBlocksFirst
+        self.limitBytes = limitBytes
         self.regionBlocks = regionBlocks
         regionLimit = Int(totalBlocks / regionBlocks)
         dataFree = totalBlocks / regionBlocks * regionBlocks
@@ -118,6 +134,12 @@ final class SpaceMap {
         regions[index].pointer = pointer
         regions[index].isDirty = false
         dirtyRegions.remove(index)
+        guard let difference = regions[index].difference else { return }
+        // The page says now what was marked and cleared; what was cleared is still taken until it is released.
+        difference.taken.append(contentsOf: difference.cleared)
+        difference.cleared = []
+        difference.marked = []
+        if difference.taken.isEmpty { regions[index].difference = nil }
     }
 
     private func markDirty(_ index: Int) {
@@ -126,20 +148,96 @@ final class SpaceMap {
         dirtyRegions.insert(index)
     }
 
+    /// Reads a region's bitmap where it is not in memory: under the lock, for a region that is going to be written to.
     func bits(ofRegion index: Int) throws(PoolError) -> Bits {
         if let bits = regions[index].bits { return bits }
         let words = Int(regionBlocks / 64)
         let bits = Bits(words: words)
-        if !regions[index].pointer.isNull {
-            // This read happens under the lock, once for each region that is touched.
-            let page = try load(regions[index].pointer)
-            for word in 0..<words {
-                bits.busy[word] = page.word(word * 8)
-                bits.durable[word] = page.word(word * 8)
-            }
+        let page = try durablePage(ofRegion: index)
+        for word in 0..<words {
+            bits.durable[word] = page.word(word * 8)
+            bits.busy[word] = page.word(word * 8)
         }
+        if let difference = regions[index].difference {
+            for bit in difference.cleared { Self.set(bits.busy, Int(bit)) }
+            for bit in difference.taken { Self.set(bits.busy, Int(bit)) }
+        }
+        regions[index].difference = nil
         regions[index].bits = bits
+        // Not this one, which the caller is about to change.
+        trim(most: 4)
+        loaded.append(index)
         return bits
+    }
+
+    /// A region's bitmap as the checkpoint being built has it.
+    func durablePage(ofRegion index: Int) throws(PoolError) -> Page {
+        let region = regions[index]
+        let page = Page()
+        if let bits = region.bits {
+            for word in 0..<bits.words { page.setWord(word * 8, bits.durable[word]) }
+            return page
+        }
+        if !region.pointer.isNull { page.mutableBytes.copyMemory(from: try load(region.pointer).bytes) }
+        guard let difference = region.difference else { return page }
+        for bit in difference.cleared { try flip(page, Int(bit), region: index, from: true) }
+        for bit in difference.marked { try flip(page, Int(bit), region: index, from: false) }
+        return page
+    }
+
+    private func flip(_ page: Page, _ bit: Int, region: Int, from before: Bool) throws(PoolError) {
+        let word = page.word(bit / 64 * 8)
+        let mask = UInt64(1) << UInt64(bit % 64)
+        guard (word & mask != 0) == before else {
+            let block = UInt64(region) * regionBlocks + UInt64(bit)
+            throw .damaged("block \(block) was \(before ? "freed" : "put into use") twice")
+        }
+        page.setWord(bit / 64 * 8, word ^ mask)
+    }
+
+    // MARK: Memory
+
+    /// Bytes of bitmaps in memory.
+    var bitmapBytes: UInt64 { UInt64(loaded.count) * regionBlocks / 4 }
+
+    /// Whether more bitmaps are in memory than there should be.
+    var isOverLimit: Bool { bitmapBytes > limitBytes }
+
+    /// Gives up bitmaps that say what their page says, but for a few blocks.
+    func trim(most: Int) {
+        var steps = min(most, loaded.count)
+        while steps > 0, isOverLimit {
+            steps -= 1
+            let index = loaded.removeFirst()
+            if !giveUpBits(ofRegion: index) { loaded.append(index) }
+        }
+    }
+
+    private func giveUpBits(ofRegion index: Int) -> Bool {
+        let region = regions[index]
+        guard let bits = region.bits, !region.isDirty, index != dataRegion, index != metadataRegion,
+            region.busyCount - region.durableCount <= 1024
+        else { return false }
+        if region.busyCount > region.durableCount {
+            let difference = Difference()
+            for word in 0..<bits.words {
+                var taken = bits.busy[word] & ~bits.durable[word]
+                while taken != 0 {
+                    difference.taken.append(UInt16(word * 64 + taken.trailingZeroBitCount))
+                    taken &= taken - 1
+                }
+            }
+            regions[index].difference = difference
+        }
+        regions[index].bits = nil
+        return true
+    }
+
+    private func difference(ofRegion index: Int) -> Difference {
+        if let difference = regions[index].difference { return difference }
+        let difference = Difference()
+        regions[index].difference = difference
+        return difference
     }
 
     // MARK: Handing out
@@ -256,6 +354,15 @@ final class SpaceMap {
     /// Makes a block available again.
     func release(_ block: UInt64) throws(PoolError) {
         let (region, bit) = try place(block)
+        if regions[region].bits == nil, let difference = regions[region].difference,
+            let index = difference.taken.lastIndex(of: UInt16(bit))
+        {
+            difference.taken.swapAt(index, difference.taken.count - 1)
+            difference.taken.removeLast()
+            if difference.isEmpty { regions[region].difference = nil }
+            countBusy(region, by: -1)
+            return
+        }
         let bits = try bits(ofRegion: region)
         guard Self.test(bits.busy, bit), !Self.test(bits.durable, bit) else {
             throw .damaged("block \(block) was freed twice")
@@ -289,9 +396,14 @@ final class SpaceMap {
     /// The block does not belong to the checkpoint being built any more; it stays busy until that one is durable.
     func clearDurable(_ block: UInt64) throws(PoolError) {
         let (region, bit) = try place(block)
-        let bits = try bits(ofRegion: region)
-        guard Self.test(bits.durable, bit) else { throw .damaged("block \(block) was freed twice") }
-        Self.clear(bits.durable, bit)
+        if regions[region].bits == nil, regions[region].difference?.marked.isEmpty ?? true {
+            // Whether the page has it is seen when the page is written.
+            difference(ofRegion: region).cleared.append(UInt16(bit))
+        } else {
+            let bits = try bits(ofRegion: region)
+            guard Self.test(bits.durable, bit) else { throw .damaged("block \(block) was freed twice") }
+            Self.clear(bits.durable, bit)
+        }
         regions[region].durableCount -= 1
         markDirty(region)
     }
@@ -320,6 +432,8 @@ final class SpaceMap {
             defer { at = end }
             let (region, bit) = try place(start)
             guard regions[region].kind == .data else { continue }
+            // For one block here and there in a large pool nobody reads bitmaps.
+            guard regions[region].bits != nil || end - at >= Int(groupBlocks) / 4 else { continue }
             let bits = try bits(ofRegion: region)
             let free = (bit..<(bit + Int(groupBlocks))).filter { !Self.test(bits.busy, $0) }
             guard free.count + (end - at) == Int(groupBlocks) else { continue }

@@ -46,6 +46,7 @@ final class Simulator {
     private let syncsOften: Bool
     private let reusesBlocksFirst: Bool
     let reclaimPages: Int
+    private let keepsLittle: Bool
     private var names = 0
     private var tags: UInt64 = 1
     private var writes: UInt64 = 0
@@ -62,6 +63,7 @@ final class Simulator {
         isSmall = generator.chance(30)
         reusesBlocksFirst = generator.chance(60)
         syncsOften = generator.chance(20)
+        keepsLittle = seed % 2 == 0
         reclaimPages = 1 + Int(generator.below(12))
         disk = SimulatedDisk(seed: generator.next(), capacityBytes: isTight ? 7 << 20 : .max)
         logCapacityBytes = generator.chance(30) ? 300 + Int(generator.below(3000)) : .max
@@ -86,6 +88,11 @@ final class Simulator {
         options.reusesBlocksFirst = reusesBlocksFirst
         options.plantedBug = self.options.plantedBug
         options.volatileLogStorage = volatileLog
+        // As little in memory as there can be, in half of the histories.
+        if keepsLittle {
+            options.spaceMapBytes = 0
+            options.attributeCacheBytes = 0
+        }
         return options
     }
 
