@@ -16,7 +16,7 @@ let package = Package(
     targets: [
         .target(name: "CLinux", path: "Product/CLinux"),
         .target(name: "BlockIO", dependencies: ["CLinux"], path: "Product/BlockIO", swiftSettings: strict),
-        .target(name: "BlockStore", dependencies: ["BlockIO"], path: "Product/BlockStore", swiftSettings: strict),
+        .target(name: "BlockStore", dependencies: ["BlockIO", "CLinux"], path: "Product/BlockStore", swiftSettings: strict),
         .executableTarget(
             name: "store-bench", dependencies: ["BlockIO", "BlockStore"], path: "Store", swiftSettings: strict),
     ]

@@ -1,5 +1,6 @@
 /// Values in numbered slots. A copy costs one reference; the first change after it copies a short list of chunks and
-/// the one chunk that changes. So a checkpoint takes what it needs of 10,000 datasets while writers wait for microseconds.
+/// the one chunk that changes. So a checkpoint takes what it needs of 10,000 datasets while writers wait for
+/// microseconds.
 struct SlotTable<Element> {
     private static var chunkSlots: Int { 64 }
     private var chunks: [[Element?]] = []

@@ -133,7 +133,7 @@ final class Simulator {
         var opened: Pool?
         while opened == nil {
             if !endProcessOrPower() { mustHaveAll = false }
-            if generator.chance(25) { planToDieInRecovery() }
+            if generator.chance(options.endsProcesses ? 60 : 25) { planToDieInRecovery() }
             do {
                 opened = try Pool.open(on: disk, options: poolOptions())
             } catch {

@@ -75,6 +75,7 @@ struct ConfigurationTests {
         Bad(text: "iscsi:\n  advertise: 0.0.0.0:3260\n", line: 2, says: "initiators can reach"),
         Bad(text: "pool:\n  maximumSize: many\n", line: 2, says: "500GiB"),
         Bad(text: "pool:\n  maximumSize: 99999999TiB\n", line: 2, says: "500GiB"),
+        Bad(text: "pool:\n  memory: 1MiB\n", line: 2, says: "64MiB"),
         Bad(text: "agents:\n  pollSeconds: 0\n", line: 2, says: "from 1 to 3600"),
         Bad(text: "data: /a\ndata: /b\n", line: 1, says: "given twice"),
         Bad(text: "data: \"/srv\n", line: nil, says: "not YAML"),

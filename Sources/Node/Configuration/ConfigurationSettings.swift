@@ -1,4 +1,5 @@
 import API
+import BlockStore
 import Foundation
 
 /// One setting: its key in the file, its environment variable, its flag, and how its text becomes a value.
@@ -93,6 +94,13 @@ extension ConfigurationSetting {
         ConfigurationSetting("pool.zeroDetection", "STILLPOINT_POOL_ZERO_DETECTION") { text, configuration in
             guard let value = Bool(text) else { return "must be true or false, not \"\(text)\"" }
             configuration.poolDetectsZeros = value
+            return nil
+        },
+        ConfigurationSetting("pool.memory", "STILLPOINT_POOL_MEMORY") { text, configuration in
+            guard let bytes = ByteSize.parse(text), bytes >= PoolOptions.leastMemoryBytes else {
+                return "must be a size of at least 64MiB such as 512MiB, not \"\(text)\""
+            }
+            configuration.poolMemoryBytes = bytes
             return nil
         },
         choice("log.level", "STILLPOINT_LOG_LEVEL", \.logLevel),

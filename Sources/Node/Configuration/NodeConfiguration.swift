@@ -37,6 +37,8 @@ public struct NodeConfiguration: Sendable, Equatable {
     public var poolScrubBytesPerSecond: UInt64
     /// Whether written zeros become unmapped blocks. Default true.
     public var poolDetectsZeros: Bool
+    /// What the pool may use of the memory, besides a little for each snapshot; nil for 768 MiB.
+    public var poolMemoryBytes: UInt64?
     /// Default `info`.
     public var logLevel: LogLevel
     /// Where `node.json` is put for the CLI; by default where `RunDirectory` says. Nil puts none.

@@ -12,6 +12,7 @@ extension NodeProcess {
         let path = configuration.effectivePoolPath
         var options = PoolOptions()
         if let maximum = configuration.poolMaximumBytes { options.maxSizeBytes = maximum }
+        if let memory = configuration.poolMemoryBytes { options.limitMemory(toBytes: memory) }
         options.backend = StorageBackend(rawValue: configuration.poolIO.rawValue) ?? .automatic
         options.detectsZeros = configuration.poolDetectsZeros
         options.volatileLogDirectory = volatileLogDirectory(configuration, logger)
