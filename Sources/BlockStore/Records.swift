@@ -138,8 +138,8 @@ public struct PoolOptions: Sendable {
     /// Divides `bytes` (at least 64 MiB; the options begin with 768 MiB) among what grows with the use of a pool: a
     /// third for map pages; a little more than a third for recent mappings, of which one takes up to 200 bytes in the
     /// worst case, counted twice because writers go on while a checkpoint merges; a twelfth for bitmaps; a
-    /// twenty-fourth for snapshots' attributes. What is left is for buffers. Besides that a snapshot takes about 1 KiB, and every
-    /// 128 MiB of a pool about 100 bytes.
+    /// twenty-fourth for snapshots' attributes. What is left is for buffers. Besides that a snapshot takes about 1 KiB,
+    /// and every 128 MiB of a pool about 100 bytes.
     public mutating func limitMemory(toBytes bytes: UInt64) {
         let bytes = max(bytes, Self.leastMemoryBytes)
         cacheBytes = bytes / 3
