@@ -12,7 +12,7 @@ help:
 	@echo "make run       build and start a storage node on loopback (DATA=DIR)"
 	@echo "make test      install what the tests need, lint, build and run them all"
 	@echo "make simulate  run the store's simulator over SEEDS=$(SEEDS) histories"
-	@echo "make bench     benchmarks of the whole node, from outside"
+	@echo "make bench     the store beside a raw file, qcow2, btrfs and xfs; the node from outside (BENCH=SECTIONS)"
 	@echo "make fuzz      fuzz the parsers that face the network for FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make lint      swift format lint;  make format: apply it"
 	@echo "make clean     remove build products"
@@ -55,10 +55,10 @@ simulate: setup
 bench:
 	@scripts/setup.sh build test
 	$(SWIFT) build -c release
-	@Benchmarks/run.sh "$$($(SWIFT) build -c release --show-bin-path)"
+	@Benchmarks/run.sh "$$($(SWIFT) build -c release --show-bin-path)" $(BENCH)
 
 fuzz: setup
 	@cd Fuzzing && FUZZ_SECONDS=$(FUZZ_SECONDS) ./run.sh
 
 clean:
-	rm -rf .build .build-* Fuzzing/.build Fuzzing/.build-*
+	rm -rf .build .build-* Fuzzing/.build Fuzzing/.build-* Benchmarks/.build
