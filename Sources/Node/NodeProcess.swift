@@ -71,7 +71,10 @@ final class NodeProcess: Sendable {
                 pool: pool, registry: registry, catalog: catalog, secrets: identity.secrets,
                 reservations: reservations, blocking: blocking, logger: logger)
             try await inventory.reconcile()
-            let agents = AgentRegistry(catalog: catalog, identity: identity, logger: logger)
+            let agents = AgentRegistry(catalog: catalog, identity: identity, logger: logger) {
+                let volumes = try await inventory.contents().volumes
+                return registry.located(volumes.map { VolumeReference(name: $0.name, naa: $0.naa.description) })
+            }
             let addresses = ListeningAddresses()
             let iscsi = try await startTarget(configuration, inventory, addresses, logger)
             let services = NodeServices(

@@ -66,6 +66,12 @@ struct NodeServices: Sendable {
         return HealthInfo(status: isWell ? "ok" : "failing", checks: checks)
     }
 
+    /// What agents find on a volume; those that told of a change are looked at first.
+    func uses(ofVolume name: String) async -> [VolumeUse] {
+        await agents.lookAgain()
+        return agents.uses(ofVolume: name)
+    }
+
     // MARK: Long work
 
     func submitSnapshot(_ request: SnapshotCreateRequest) async throws -> JobInfo {

@@ -23,6 +23,7 @@ public enum PluginMethod: String, Codable, Sendable, CaseIterable {
     case recover
     case prepareRestore = "prepare-restore"
     case finishRestore = "finish-restore"
+    case watch
 }
 
 /// The layers in the order in which they are quiesced; released in reverse.
@@ -30,6 +31,9 @@ public enum PluginLayer: String, Codable, Sendable, CaseIterable {
     case application
     case fileSystem
     case machine
+    /// A file system of the host with the disks of machines on it: they have to come to rest before it. The agent
+    /// says which file systems these are; no plug-in does.
+    case hostFileSystem
 }
 
 /// A block device of this host that is one of the storage node's volumes.
@@ -120,8 +124,14 @@ public struct DescribeResult: Codable, Sendable, Equatable {
     public var contract: Int
     /// The layer its resources are in unless a resource says otherwise.
     public var layer: PluginLayer
+    /// True when it has the method `watch`.
+    public var watches: Bool?
 
-    public init(name: String, version: String, contract: Int = PluginContract.version, layer: PluginLayer) {
+    public init(
+        name: String, version: String, contract: Int = PluginContract.version, layer: PluginLayer,
+        watches: Bool? = nil
+    ) {
+        self.watches = watches
         self.name = name
         self.version = version
         self.contract = contract
@@ -159,6 +169,14 @@ public struct DiscoverResult: Codable, Sendable {
         self.resources = resources
         self.warnings = warnings
     }
+}
+
+/// Of `watch`: from its answer until the end of its input the plug-in sends `changed` whenever `discover` would give
+/// another answer.
+public struct WatchParameters: Codable, Sendable {
+    public var config: JSONValue?
+
+    public init(config: JSONValue? = nil) { self.config = config }
 }
 
 public struct PreflightParameters: Codable, Sendable {
@@ -380,6 +398,8 @@ public struct PluginEvent: Codable, Sendable, Equatable {
         case holdLost
         /// The plug-in released a hold by itself, e.g. because the lease ended; `holdID`, `reason`.
         case released
+        /// After `watch`: something is there, gone or otherwise; `reason`.
+        case changed
         /// A line for the log; `level` (`debug`, `info`, `warning`, `error`) and `message`.
         case log
     }

@@ -19,12 +19,24 @@ public protocol Plugin: Sendable {
 
     func finishRestore(_ parameters: RestoreParameters) async throws(PluginFailure) -> RestoreResult
 
+    /// Returns once it is watching, and calls `onChange` from then on, with a sentence, whenever `discover` would give
+    /// another answer. Only for a plug-in whose `identity` says so.
+    func watch(
+        _ parameters: WatchParameters, onChange: @escaping @Sendable (String) -> Void
+    ) async throws(PluginFailure)
+
     /// Called at the end, after everything is released: returns when nothing is under way any more that this process
     /// still has to undo.
     func settle() async
 }
 
 extension Plugin {
+    public func watch(
+        _ parameters: WatchParameters, onChange: @escaping @Sendable (String) -> Void
+    ) async throws(PluginFailure) {
+        throw PluginFailure(.notSupported, "This plug-in does not watch")
+    }
+
     public func settle() async {}
 }
 

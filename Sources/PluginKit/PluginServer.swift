@@ -78,6 +78,12 @@ actor PluginServer {
         case .finishRestore:
             let parameters = try decode(RestoreParameters.self, line)
             work(id) { () async throws(PluginFailure) in try await plugin.finishRestore(parameters) }
+        case .watch:
+            let parameters = try decode(WatchParameters.self, line)
+            work(id) { [output] () async throws(PluginFailure) in
+                try await plugin.watch(parameters) { output.event(PluginEvent(.changed, reason: $0)) }
+                return NoParameters()
+            }
         case .quiesce:
             try quiesce(id, try decode(QuiesceParameters.self, line), receivedAt: receivedAt)
         case .renew:

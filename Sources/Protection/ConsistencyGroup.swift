@@ -9,11 +9,15 @@ public struct Resource: Codable, Sendable, Hashable {
     /// Names of the volumes it lies on.
     public var volumes: [String]
     public var details: [String: String]
+    /// What its quiesce makes of the data on its volumes, where its layer alone does not say: a machine's file systems
+    /// may be frozen from within, or its processors may just be stopped. Nil leaves the level to what else is there.
+    public var level: ConsistencyLevel?
 
     public init(
         plugin: String, layer: QuiesceLayer, id: String, label: String, volumes: [String],
-        details: [String: String] = [:]
+        details: [String: String] = [:], level: ConsistencyLevel? = nil
     ) {
+        self.level = level
         self.plugin = plugin
         self.layer = layer
         self.id = id
@@ -21,6 +25,11 @@ public struct Resource: Codable, Sendable, Hashable {
         self.volumes = volumes
         self.details = details
     }
+}
+
+extension Resource {
+    /// A machine that says what bringing it to rest makes of its disks.
+    var isJudgedByLevel: Bool { layer == .machine && level != nil }
 }
 
 /// A resource with the agent that can reach it.
@@ -75,7 +84,8 @@ public struct ConsistencyGroup: Codable, Sendable, Equatable {
         let layers = requested.layers
         var found: [Member] = []
         for (agent, resources) in discovered.sorted(by: { $0.key < $1.key }) {
-            for resource in resources where layers.contains(resource.layer) {
+            for resource in resources
+            where layers.contains(resource.layer) || (requested == .fileSystem && resource.isJudgedByLevel) {
                 guard !group.isDisjoint(with: resource.volumes) else { continue }
                 let member = Member(agent: agent, resource: resource)
                 if !found.contains(where: { $0.key == member.key }) { found.append(member) }
@@ -89,37 +99,55 @@ public struct ConsistencyGroup: Codable, Sendable, Equatable {
 
     /// The level of one volume when exactly the members in `proven` have a proven quiet window.
     ///
-    /// `application` if at least one application lies on it and everything on it is proven; `fileSystem` if every file
-    /// system on it is proven and there is at least one; else `crash`. Nothing more than `crash` where something may
-    /// lie on it that nobody could look at. What lies also on volumes that the cut does not cover was quiet, perhaps,
-    /// but the snapshot holds only a part of it: it proves nothing.
-    public func level(of volume: String, proven: Set<MemberKey>) -> ConsistencyLevel {
+    /// `application` if at least one application lies on it, in a machine or not, and everything on it is proven;
+    /// `fileSystem` if every file system on it is proven and there is at least one; else `crash`. Never more than any
+    /// machine on it that says what it can give. Nothing more than `crash` where something may lie on it that nobody
+    /// could look at. What lies also on volumes that the cut does not cover was quiet, perhaps, but the snapshot holds
+    /// only a part of it: it proves nothing.
+    ///
+    /// - Parameter levels: what quiescing made of members, where that differs from what was expected of them.
+    public func level(
+        of volume: String, proven: Set<MemberKey>, levels: [MemberKey: ConsistencyLevel] = [:]
+    ) -> ConsistencyLevel {
         guard unknown[volume] == nil else { return .crash }
         let here = members.filter { $0.resource.volumes.contains(volume) }
         let isProven = { (member: Member) in proven.contains(member.key) && outside(member).isEmpty }
-        let applications = here.filter { $0.resource.layer == .application }
-        if requested == .application, !applications.isEmpty, here.allSatisfy(isProven) { return .application }
-        let fileSystems = here.filter { $0.resource.layer == .fileSystem }
-        if requested >= .fileSystem, !fileSystems.isEmpty, fileSystems.allSatisfy(isProven) { return .fileSystem }
+        let machines = here.filter(\.resource.isJudgedByLevel).map { member in
+            isProven(member) ? levels[member.key] ?? member.resource.level ?? .crash : .crash
+        }
+        let most = machines.min() ?? .application
+        let hasApplication = here.contains { $0.resource.layer == .application } || machines.contains(.application)
+        if requested == .application, hasApplication, here.allSatisfy(isProven), most == .application {
+            return .application
+        }
+        let fileSystems = here.filter { $0.resource.layer == .fileSystem || $0.resource.layer == .hostFileSystem }
+        if requested >= .fileSystem, !fileSystems.isEmpty || !machines.isEmpty, fileSystems.allSatisfy(isProven) {
+            return min(most, .fileSystem)
+        }
         return .crash
     }
 
     /// The level of the snapshot: the least of its volumes'.
-    public func level(proven: Set<MemberKey>) -> ConsistencyLevel {
-        volumes.map { level(of: $0, proven: proven) }.min() ?? .crash
+    public func level(proven: Set<MemberKey>, levels: [MemberKey: ConsistencyLevel] = [:]) -> ConsistencyLevel {
+        volumes.map { level(of: $0, proven: proven, levels: levels) }.min() ?? .crash
     }
 
     /// Why the requested level cannot be reached even if everything in `usable` comes to rest; one sentence for each
     /// volume that falls short. Empty where it can.
-    public func shortfalls(usable: Set<MemberKey>) -> [String] {
+    public func shortfalls(
+        usable: Set<MemberKey>, levels: [MemberKey: ConsistencyLevel] = [:]
+    ) -> [String] {
         volumes.compactMap { volume in
-            let attainable = level(of: volume, proven: usable)
+            let attainable = level(of: volume, proven: usable, levels: levels)
             guard attainable < requested else { return nil }
-            return "volume \(volume) can only be \(attainable.text)-consistent: \(shortfall(of: volume, usable))"
+            let reason = shortfall(of: volume, usable, levels)
+            return "volume \(volume) can only be \(attainable.text)-consistent: \(reason)"
         }
     }
 
-    private func shortfall(of volume: String, _ usable: Set<MemberKey>) -> String {
+    private func shortfall(
+        of volume: String, _ usable: Set<MemberKey>, _ levels: [MemberKey: ConsistencyLevel]
+    ) -> String {
         if let reason = unknown[volume] { return reason }
         let here = members.filter { $0.resource.volumes.contains(volume) }
         if here.isEmpty { return "no agent found anything on it that could be brought to rest" }
@@ -131,6 +159,11 @@ public struct ConsistencyGroup: Codable, Sendable, Equatable {
         }
         let missing = here.filter { !usable.contains($0.key) }.map(\.text)
         if !missing.isEmpty { return "\(missing.joined(separator: ", ")) cannot be brought to rest" }
+        let lesser = here.filter(\.resource.isJudgedByLevel).compactMap { member -> String? in
+            let level = levels[member.key] ?? member.resource.level ?? .crash
+            return level < requested ? "\(member.text) is only made \(level.text)-consistent" : nil
+        }
+        if !lesser.isEmpty { return lesser.joined(separator: ", ") }
         return requested == .application ? "no application was found on it" : "no file system was found on it"
     }
 

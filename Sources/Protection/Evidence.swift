@@ -54,11 +54,14 @@ public struct MemberProof: Codable, Sendable, Equatable {
     public var quiesceSeconds: Double
     public var failure: String?
     public var artifacts: [String: String]
+    /// What its quiesce made of the data, where its layer alone does not say.
+    public var level: ConsistencyLevel?
 
     public init(
         member: Member, heldBeforeCut: Bool, releasedAfterCut: Bool, stillHeldAtRelease: Bool, quietSeconds: Double,
-        quiesceSeconds: Double, failure: String?, artifacts: [String: String]
+        quiesceSeconds: Double, failure: String?, artifacts: [String: String], level: ConsistencyLevel? = nil
     ) {
+        self.level = level
         self.member = member
         self.heldBeforeCut = heldBeforeCut
         self.releasedAfterCut = releasedAfterCut

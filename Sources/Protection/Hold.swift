@@ -57,7 +57,7 @@ struct Hold: Sendable {
             member: member, heldBeforeCut: wasHeldAtCut, releasedAfterCut: wasHeldAtCut && releaseWasAfterCut,
             stillHeldAtRelease: stillHeld, quietSeconds: answer?.quietSeconds ?? 0,
             quiesceSeconds: quiesceSeconds[member.resource.id] ?? 0, failure: failure,
-            artifacts: answer?.artifacts ?? [:])
+            artifacts: answer?.artifacts ?? [:], level: answer?.level ?? member.resource.level)
     }
 
     /// The member was quiet before `heldAt` and was not released before `releaseSentAt`. If the agent measured less

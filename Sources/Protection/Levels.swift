@@ -22,8 +22,8 @@ public enum ConsistencyLevel: String, Codable, Sendable, CaseIterable, Comparabl
     public var layers: [QuiesceLayer] {
         switch self {
         case .crash: []
-        case .fileSystem: [.fileSystem]
-        case .application: [.application, .fileSystem, .machine]
+        case .fileSystem: [.fileSystem, .hostFileSystem]
+        case .application: QuiesceLayer.allCases
         }
     }
 }
@@ -39,12 +39,15 @@ public enum QuiesceLayer: String, Codable, Sendable, CaseIterable, Comparable {
     case application
     case fileSystem
     case machine
+    /// A file system of a host with the disks of machines on it: they cannot come to rest on a frozen one.
+    case hostFileSystem
 
     public var order: Int {
         switch self {
         case .application: 0
         case .fileSystem: 1
         case .machine: 2
+        case .hostFileSystem: 3
         }
     }
 

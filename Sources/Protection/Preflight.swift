@@ -77,6 +77,7 @@ public struct QuietEstimate: Codable, Sendable, Equatable {
         case .application: 0.5
         case .fileSystem: 0.3
         case .machine: 0.2
+        case .hostFileSystem: 0.3
         }
     }
 

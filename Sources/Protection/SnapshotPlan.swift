@@ -72,7 +72,9 @@ public enum SagaStep: String, Codable, Sendable, CaseIterable {
     case quiesceApplication = "quiesce.application"
     case quiesceFileSystem = "quiesce.fileSystem"
     case quiesceMachine = "quiesce.machine"
+    case quiesceHostFileSystem = "quiesce.hostFileSystem"
     case cut
+    case unquiesceHostFileSystem = "unquiesce.hostFileSystem"
     case unquiesceMachine = "unquiesce.machine"
     case unquiesceFileSystem = "unquiesce.fileSystem"
     case unquiesceApplication = "unquiesce.application"
@@ -86,6 +88,7 @@ public enum SagaStep: String, Codable, Sendable, CaseIterable {
         case .application: .quiesceApplication
         case .fileSystem: .quiesceFileSystem
         case .machine: .quiesceMachine
+        case .hostFileSystem: .quiesceHostFileSystem
         }
     }
 
@@ -94,6 +97,7 @@ public enum SagaStep: String, Codable, Sendable, CaseIterable {
         case .application: .unquiesceApplication
         case .fileSystem: .unquiesceFileSystem
         case .machine: .unquiesceMachine
+        case .hostFileSystem: .unquiesceHostFileSystem
         }
     }
 
@@ -101,10 +105,10 @@ public enum SagaStep: String, Codable, Sendable, CaseIterable {
     public var compensation: String {
         switch self {
         case .plan, .preflight: "none: nothing was touched"
-        case .quiesceApplication, .quiesceFileSystem, .quiesceMachine:
+        case .quiesceApplication, .quiesceFileSystem, .quiesceMachine, .quiesceHostFileSystem:
             "release the holds; after a restart, thaw the saga on its agents"
         case .cut: "delete the pending snapshot"
-        case .unquiesceMachine, .unquiesceFileSystem, .unquiesceApplication:
+        case .unquiesceHostFileSystem, .unquiesceMachine, .unquiesceFileSystem, .unquiesceApplication:
             "release again until it is answered or the lease has surely ended"
         case .evidence, .label: "write the label again from the journalled evidence"
         case .delete: "delete again"
@@ -167,11 +171,14 @@ public struct ReleaseAnswer: Codable, Sendable, Equatable {
     public var quietSeconds: Double
     public var failure: String?
     public var artifacts: [String: String]
+    /// Where that is less than the resource's own.
+    public var level: ConsistencyLevel?
 
     public init(
         resource: String, stillHeld: Bool, quietSeconds: Double, failure: String? = nil,
-        artifacts: [String: String] = [:]
+        artifacts: [String: String] = [:], level: ConsistencyLevel? = nil
     ) {
+        self.level = level
         self.resource = resource
         self.stillHeld = stillHeld
         self.quietSeconds = quietSeconds

@@ -151,10 +151,11 @@ extension SnapshotSaga {
                 artifacts: [:])
         }
         let proven = Set(proofs.filter(\.isProven).map(\.member.key))
-        let achieved = min(plan.requested, group.level(proven: proven))
+        let levels = Dictionary(proofs.map { ($0.member.key, $0.level) }) { first, _ in first }.compactMapValues { $0 }
+        let achieved = min(plan.requested, group.level(proven: proven, levels: levels))
         var reasons: [String] = []
         if achieved < plan.requested {
-            reasons = group.shortfalls(usable: proven)
+            reasons = group.shortfalls(usable: proven, levels: levels)
             reasons += proofs.filter { !$0.isProven }.map { "\($0.member.text): \($0.failure ?? "not proven")" }
         }
         return Evidence(

@@ -148,7 +148,10 @@ struct SagaSnapshotTests {
 
     @Test("killed right before or after any step, a restart finishes the snapshot or leaves nothing of it")
     func killedAtEachStep() async throws {
-        for step in SagaStep.allCases where step != .quiesceMachine && step != .unquiesceMachine {
+        let absent: Set<SagaStep> = [
+            .quiesceMachine, .unquiesceMachine, .quiesceHostFileSystem, .unquiesceHostFileSystem,
+        ]
+        for step in SagaStep.allCases where !absent.contains(step) {
             for place in ["before", "after"] {
                 let point = "\(step.rawValue).\(place)"
                 try await withWorld { world in

@@ -30,7 +30,7 @@ struct SchemaTests {
     static let member = MemberEvidence(
         agent: "a", plugin: "p", layer: .application, resource: "r", label: "l", volumes: ["v"], heldBeforeCut: true,
         releasedAfterCut: true, stillHeldAtRelease: true, quietSeconds: 1, quiesceSeconds: 1, failure: "f",
-        artifacts: ["a": "b"])
+        artifacts: ["a": "b"], level: .crash)
     static let evidence = EvidenceInfo(
         requested: .crash, policy: .require, achieved: .crash, reasons: ["r"],
         cut: CutInfo(epoch: 1, startedAt: now, durationSeconds: 1), members: [member])
@@ -41,14 +41,15 @@ struct SchemaTests {
     static let revert = RevertResult(volumes: ["v"], revertedTo: "s", keptSnapshot: "k", steps: ["s"])
     static let plugin = PluginInfo(name: "n", version: "1", layer: .application)
     static let resource = ResourceInfo(
-        plugin: "p", layer: .application, id: "i", label: "l", volumes: ["v"], details: ["a": "b"])
+        plugin: "p", layer: .application, id: "i", label: "l", volumes: ["v"], details: ["a": "b"], level: .crash)
     static let pool = PoolStatus(
         state: .full, sizeBytes: 1, usedBytes: 1, freeBytes: 0, failure: "f",
         alerts: [PoolAlert(kind: "k", message: "m", hint: "h")])
 
     static let samples: [Sample] = [
         Sample("Failure", failure, APIFailure(status: 400, code: "c", message: "m")),
-        Sample("VolumeInfo", volume("s"), volume(nil)), Sample("ExportInfo", export),
+        Sample("VolumeInfo", used(volume("s")), volume(nil)), Sample("VolumeUse", use, without(use)),
+        Sample("ExportInfo", export),
         Sample(
             "VolumeCreateRequest", VolumeCreateRequest(name: "n", sizeBytes: 1, export: true),
             VolumeCreateRequest(name: "n", sizeBytes: 1)),
@@ -89,7 +90,7 @@ struct SchemaTests {
         Sample("EvidenceInfo", evidence), Sample("CutInfo", evidence.cut),
         Sample("MemberEvidence", member, without(member)),
         Sample("AgentInfo", agent(full: true), agent(full: false)), Sample("PluginInfo", plugin),
-        Sample("ResourceInfo", resource),
+        Sample("ResourceInfo", resource, without(resource)),
         Sample("AgentTokenRequest", AgentTokenRequest(name: "n", validSeconds: 60), AgentTokenRequest(name: "n")),
         Sample("AgentToken", AgentToken(token: "t", name: "n", expiresAt: now)),
         Sample(
@@ -142,6 +143,27 @@ struct SchemaTests {
             space: origin == nil ? nil : VolumeSpaceInfo(headBytes: 1, snapshotBytes: 1, totalBytes: 2))
     }
 
+    static let use = VolumeUse(
+        agent: "a", plugin: "p", layer: .machine, resource: "r", label: "l", state: "running")
+
+    static func used(_ volume: VolumeInfo) -> VolumeInfo {
+        var volume = volume
+        volume.uses = [use]
+        return volume
+    }
+
+    static func without(_ use: VolumeUse) -> VolumeUse {
+        var use = use
+        use.state = nil
+        return use
+    }
+
+    static func without(_ resource: ResourceInfo) -> ResourceInfo {
+        var resource = resource
+        resource.level = nil
+        return resource
+    }
+
     static func without(_ snapshot: SnapshotInfo) -> SnapshotInfo {
         var snapshot = snapshot
         snapshot.evidence = nil
@@ -152,6 +174,7 @@ struct SchemaTests {
     static func without(_ member: MemberEvidence) -> MemberEvidence {
         var member = member
         member.failure = nil
+        member.level = nil
         return member
     }
 

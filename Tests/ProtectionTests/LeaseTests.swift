@@ -66,6 +66,7 @@ struct ConsistencyGroupTests {
             case .application: "database"
             case .fileSystem: "filesystem"
             case .machine: "vm"
+            case .hostFileSystem: "filesystem"
             }
         return Resource(plugin: plugin, layer: layer, id: id, label: id, volumes: volumes)
     }
@@ -117,6 +118,38 @@ struct ConsistencyGroupTests {
         let files = group(.fileSystem, [resource(.application, "db", ["a"]), resource(.fileSystem, "fs", ["a"])])
         #expect(files.members.map(\.resource.id) == ["fs"])
         #expect(files.level(proven: all(files)) == .fileSystem)
+    }
+
+    private func machine(_ id: String, _ level: ConsistencyLevel?) -> Resource {
+        Resource(plugin: "vm", layer: .machine, id: id, label: id, volumes: ["a"], level: level)
+    }
+
+    @Test("a volume is no better than what its machines make of their disks")
+    func machines() {
+        let frozen = group(.fileSystem, [machine("g1", .fileSystem), machine("g2", .application)])
+        #expect(frozen.level(proven: all(frozen)) == .fileSystem)
+        #expect(frozen.level(proven: all(frozen).filter { $0.resource == "g1" }) == .crash)
+        let lowered = Dictionary(uniqueKeysWithValues: all(frozen).map { ($0, ConsistencyLevel.crash) })
+        #expect(frozen.level(proven: all(frozen), levels: lowered) == .crash)
+        let paused = group(.application, [machine("g1", .crash), resource(.application, "db", ["a"])])
+        #expect(paused.level(proven: all(paused)) == .crash)
+        #expect(paused.shortfalls(usable: all(paused))[0].contains("only made crash-consistent"))
+        let hooked = group(.application, [machine("g1", .application), resource(.hostFileSystem, "fs", ["a"])])
+        #expect(hooked.level(proven: all(hooked)) == .application)
+        #expect(hooked.level(proven: all(hooked).filter { $0.resource == "g1" }) == .crash)
+        // What an agent inside of it says decides about a machine that says nothing itself.
+        let inside = group(.application, [machine("g1", nil), resource(.application, "db", ["a"])])
+        #expect(inside.level(proven: all(inside)) == .application)
+        #expect(inside.level(proven: all(inside).filter { $0.resource == "db" }) == .crash)
+    }
+
+    @Test("a host's file system comes to rest after the machines on it, and is released before them")
+    func order() {
+        let layers = QuiesceLayer.allCases
+        #expect(layers == layers.sorted())
+        #expect(layers.last == .hostFileSystem)
+        let files = group(.fileSystem, [machine("g1", .fileSystem), resource(.hostFileSystem, "fs", ["a"])])
+        #expect(files.members.map(\.resource.id) == ["g1", "fs"])
     }
 
     @Test("a volume on which nobody could look is crash, whatever else is proven")

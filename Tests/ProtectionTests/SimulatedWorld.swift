@@ -196,10 +196,17 @@ final class SimulatedWorld {
         var level = plan.requested
         for volume in plan.volumes {
             let here = everything.filter { $0.resource.volumes.contains(volume) }
-            let fileSystems = here.filter { $0.resource.layer == .fileSystem }
-            let hasDatabase = here.contains { $0.resource.layer == .application }
-            let allQuiet = here.allSatisfy { quiet.contains($0.key) }
-            let frozen = !fileSystems.isEmpty && fileSystems.allSatisfy { quiet.contains($0.key) }
+            let fileSystems = here.filter { [.fileSystem, .hostFileSystem].contains($0.resource.layer) }
+            // What a machine makes of its disks, as long as it is quiet.
+            let machines = here.compactMap { member in
+                member.resource.layer == .machine
+                    ? member.resource.level.map { quiet.contains(member.key) ? $0 : .crash } : nil
+            }
+            let hasDatabase = here.contains { $0.resource.layer == .application } || machines.contains(.application)
+            let allQuiet = here.allSatisfy { quiet.contains($0.key) } && !machines.contains { $0 < .application }
+            let frozen =
+                fileSystems.count + machines.count > 0 && fileSystems.allSatisfy { quiet.contains($0.key) }
+                && !machines.contains(.crash)
             let levelHere: ConsistencyLevel = hasDatabase && allQuiet ? .application : (frozen ? .fileSystem : .crash)
             level = min(level, levelHere)
         }
@@ -241,7 +248,15 @@ struct Topology {
             }
             if random.chance(0.1) {
                 resources[agent].append(
-                    Resource(plugin: "vm", layer: .machine, id: "vm\(index)", label: "vm\(index)", volumes: [volume]))
+                    Resource(
+                        plugin: "vm", layer: .machine, id: "vm\(index)", label: "vm\(index)", volumes: [volume],
+                        level: [nil, .crash, .fileSystem, .application].randomElement(using: &random) ?? nil))
+            }
+            if random.chance(0.1) {
+                resources[agent].append(
+                    Resource(
+                        plugin: "filesystem", layer: .hostFileSystem, id: "images\(index)", label: "images\(index)",
+                        volumes: [volume]))
             }
         }
     }

@@ -15,12 +15,15 @@ public enum ProtectionLayer: String, Codable, Sendable, CaseIterable, Comparable
     case application
     case fileSystem
     case machine
+    /// A file system of the host with the disks of machines on it.
+    case hostFileSystem
 
     public var order: Int {
         switch self {
         case .application: 0
         case .fileSystem: 1
         case .machine: 2
+        case .hostFileSystem: 3
         }
     }
 
@@ -47,11 +50,15 @@ public struct AgentStatus: Codable, Sendable, Equatable {
     /// Holds alive now.
     public var holds: [HoldStatus]
     public var uptimeSeconds: Double
+    /// Another number than before says that a discovery may find something else than before. Nil from an agent that
+    /// does not watch.
+    public var changes: Int?
 
     public init(
         name: String, version: String, nodeID: String, plugins: [PluginInfo], holds: [HoldStatus],
-        uptimeSeconds: Double
+        uptimeSeconds: Double, changes: Int? = nil
     ) {
+        self.changes = changes
         self.name = name
         self.version = version
         self.nodeID = nodeID
@@ -155,11 +162,14 @@ public struct ResourceInfo: Codable, Sendable, Equatable {
     /// Names of the volumes it lies on.
     public var volumes: [String]
     public var details: [String: String]
+    /// What its quiesce makes of the data on its volumes, where its layer alone does not say: of a machine, for one.
+    public var level: Consistency?
 
     public init(
         plugin: String, layer: ProtectionLayer, id: String, label: String, volumes: [String],
-        details: [String: String] = [:]
+        details: [String: String] = [:], level: Consistency? = nil
     ) {
+        self.level = level
         self.plugin = plugin
         self.layer = layer
         self.id = id
@@ -207,8 +217,14 @@ public struct HoldRequest: Codable, Sendable, Equatable {
     public var resources: [ResourceInfo]
     /// From the moment the agent takes the request, on its own monotonic clock; then it releases by itself.
     public var leaseSeconds: Double
+    /// True where the snapshot's policy allows a lower level: a plug-in may then hold a resource in a lesser way.
+    public var allowsLower: Bool?
 
-    public init(holdID: String, sagaID: String, plugin: String, resources: [ResourceInfo], leaseSeconds: Double) {
+    public init(
+        holdID: String, sagaID: String, plugin: String, resources: [ResourceInfo], leaseSeconds: Double,
+        allowsLower: Bool? = nil
+    ) {
+        self.allowsLower = allowsLower
         self.holdID = holdID
         self.sagaID = sagaID
         self.plugin = plugin
@@ -270,10 +286,14 @@ public struct ReleasedMember: Codable, Sendable, Equatable {
     public var quietSeconds: Double
     public var failure: String?
     public var artifacts: [String: String]
+    /// What the quiesce made of the data, where that is less than the resource's `level`.
+    public var level: Consistency?
 
     public init(
-        resource: String, stillHeld: Bool, quietSeconds: Double, failure: String?, artifacts: [String: String]
+        resource: String, stillHeld: Bool, quietSeconds: Double, failure: String?, artifacts: [String: String],
+        level: Consistency? = nil
     ) {
+        self.level = level
         self.resource = resource
         self.stillHeld = stillHeld
         self.quietSeconds = quietSeconds

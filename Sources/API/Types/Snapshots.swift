@@ -135,12 +135,15 @@ public struct MemberEvidence: Codable, Sendable, Equatable {
     public var failure: String?
     /// What a restore may need, e.g. `backup_label`.
     public var artifacts: [String: String]
+    /// What its quiesce made of the data, where its layer alone does not say: of a machine, for one.
+    public var level: Consistency?
 
     public init(
         agent: String, plugin: String, layer: ProtectionLayer, resource: String, label: String, volumes: [String],
         heldBeforeCut: Bool, releasedAfterCut: Bool, stillHeldAtRelease: Bool, quietSeconds: Double,
-        quiesceSeconds: Double, failure: String?, artifacts: [String: String]
+        quiesceSeconds: Double, failure: String?, artifacts: [String: String], level: Consistency? = nil
     ) {
+        self.level = level
         self.agent = agent
         self.plugin = plugin
         self.layer = layer

@@ -19,6 +19,8 @@ public struct VolumeInfo: Codable, Sendable, Equatable {
     public var snapshotCount: Int
     /// Only in the answer for one volume, and not where the pool is read-only.
     public var space: VolumeSpaceInfo?
+    /// What agents find on it: guests, file systems, applications. Only in the answer for one volume.
+    public var uses: [VolumeUse]?
 
     public init(
         id: String, name: String, sizeBytes: UInt64, mappedBytes: UInt64, naa: String, createdAt: Date,
@@ -129,5 +131,28 @@ public struct CloneRequest: Codable, Sendable, Equatable {
         self.volume = volume
         self.name = name
         self.export = export
+    }
+}
+
+/// Something on a host that lies on a volume, as the last look at its agent found it.
+public struct VolumeUse: Codable, Sendable, Equatable {
+    public var agent: String
+    public var plugin: String
+    public var layer: ProtectionLayer
+    /// The resource's id within its agent and plug-in.
+    public var resource: String
+    public var label: String
+    /// E.g. `running`, where the plug-in says it.
+    public var state: String?
+
+    public init(
+        agent: String, plugin: String, layer: ProtectionLayer, resource: String, label: String, state: String?
+    ) {
+        self.agent = agent
+        self.plugin = plugin
+        self.layer = layer
+        self.resource = resource
+        self.label = label
+        self.state = state
     }
 }

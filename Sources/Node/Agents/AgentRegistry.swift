@@ -18,7 +18,17 @@ final class AgentRegistry: Sendable {
         var failure: String?
     }
 
+    /// What an agent found on the volumes.
+    private struct Finding {
+        var resources: [ResourceInfo]
+        /// `AgentStatus.changes` before it was asked.
+        var changes: Int?
+        var volumes: [VolumeReference]
+        var at: ContinuousClock.Instant
+    }
+
     private struct State {
+        var findings: [String: Finding] = [:]
         var clients: [String: Connected] = [:]
         var reachability: [String: Reachability] = [:]
     }
@@ -32,9 +42,15 @@ final class AgentRegistry: Sendable {
     private let catalog: Catalog
     private let identity: NodeIdentity
     private let logger: Logger
+    /// All volumes that agents are asked about.
+    private let volumes: @Sendable () async throws -> [VolumeReference]
     private let state = Mutex(State())
 
-    init(catalog: Catalog, identity: NodeIdentity, logger: Logger) {
+    init(
+        catalog: Catalog, identity: NodeIdentity, logger: Logger,
+        volumes: @escaping @Sendable () async throws -> [VolumeReference] = { [] }
+    ) {
+        self.volumes = volumes
         self.catalog = catalog
         self.identity = identity
         self.logger = logger
@@ -200,6 +216,7 @@ final class AgentRegistry: Sendable {
         guard try await catalog.deleteAgent(name: name) else { throw APIFailure.unknown("agent", name) }
         let removed = state.withLock { state in
             state.reachability[name] = nil
+            state.findings[name] = nil
             return state.clients.removeValue(forKey: name)
         }
         removed?.client.shutdown()
@@ -223,7 +240,60 @@ final class AgentRegistry: Sendable {
         }
     }
 
-    private func look(at record: AgentRecord) async {
+    /// How long a finding counts though nobody told of a change: not every plug-in watches. Shorter when somebody asks.
+    private static let findingSeconds = (polled: 60.0, asked: 2.0)
+    /// The longest that somebody who asks about one volume waits for agents to be looked at.
+    private static let lookAgainSeconds = 3.0
+
+    /// Asks an agent what lies on the volumes, unless nothing has changed there since it was asked last.
+    private func lookForUses(_ record: AgentRecord, changes: Int?, isAsked: Bool) async {
+        do {
+            let references = try await volumes()
+            let known = state.withLock { $0.findings[record.name] }
+            if let known, known.volumes == references, known.changes == changes,
+                ContinuousClock.now - known.at
+                    < .seconds(isAsked ? Self.findingSeconds.asked : Self.findingSeconds.polled)
+            {
+                return
+            }
+            let answer = try await client(record).discover(
+                DiscoverRequest(volumes: references), timeoutSeconds: Self.discoverSeconds)
+            let finding = Finding(resources: answer.resources, changes: changes, volumes: references, at: .now)
+            state.withLock { $0.findings[record.name] = finding }
+        } catch {
+            logger.info("discovery failed", metadata: ["agent": "\(record.name)", "error": "\(error)"])
+        }
+    }
+
+    /// Looks at those agents that can be reached, for a short time.
+    func lookAgain() async {
+        guard let records = try? await catalog.agents() else { return }
+        let reachable = records.filter { reachability($0.name).isReachable }
+        await withTaskGroup(of: Void.self) { group in
+            group.addTask { try? await Task.sleep(for: .seconds(Self.lookAgainSeconds)) }
+            group.addTask {
+                await withDiscardingTaskGroup { looks in
+                    for record in reachable { looks.addTask { await self.look(at: record, isAsked: true) } }
+                }
+            }
+            await group.next()
+            group.cancelAll()
+        }
+    }
+
+    /// What lies on a volume, as the last look at each agent found it.
+    func uses(ofVolume name: String) -> [VolumeUse] {
+        let findings = state.withLock { $0.findings }
+        return findings.sorted { $0.key < $1.key }.flatMap { agent, finding in
+            finding.resources.filter { $0.volumes.contains(name) }.map { resource in
+                VolumeUse(
+                    agent: agent, plugin: resource.plugin, layer: resource.layer, resource: resource.id,
+                    label: resource.label, state: resource.details["state"])
+            }
+        }
+    }
+
+    private func look(at record: AgentRecord, isAsked: Bool = false) async {
         var found = Reachability()
         do {
             let status = try await client(record).status(timeoutSeconds: Self.statusSeconds)
@@ -232,6 +302,7 @@ final class AgentRegistry: Sendable {
             }
             found = Reachability(isReachable: true, plugins: status.plugins, version: status.version, failure: nil)
             try await catalog.noteAgentSeen(name: record.name, at: .now, version: status.version)
+            await lookForUses(record, changes: status.changes, isAsked: isAsked)
         } catch {
             if Task.isCancelled { return }
             found.failure = APIFailure.from(error).message

@@ -34,6 +34,13 @@ enum ObjectSchemas {
                 required("initiators", .array(.string), "Initiators with a session that reaches the volume now."),
                 required("snapshotCount", .integer(0...Int.max)),
                 optional("space", .named("VolumeSpaceInfo"), "Only in the answer for one volume."),
+                optional("uses", .array(.named("VolumeUse")), "Only in the answer for one volume."),
+            ]),
+        ObjectSchema(
+            "VolumeUse", "Something on a host that lies on a volume, as the last look at its agent found it.",
+            [
+                required("agent", .string), required("plugin", .string), required("layer", layer),
+                required("resource", .string), required("label", .string), optional("state", .string, "E.g. running."),
             ]),
         ObjectSchema(
             "ExportInfo", "Where a volume or a snapshot's member is reachable.",
@@ -173,6 +180,7 @@ enum ObjectSchemas {
                 required("stillHeldAtRelease", .boolean), required("quietSeconds", .seconds),
                 required("quiesceSeconds", .seconds), optional("failure", .string),
                 required("artifacts", .map(.string), "What a restore may need."),
+                optional("level", consistency, "What its quiesce made of the data."),
             ]),
     ]
 
@@ -194,6 +202,7 @@ enum ObjectSchemas {
             [
                 required("plugin", .string), required("layer", layer), required("id", .string),
                 required("label", .string), required("volumes", .array(.string)), required("details", .map(.string)),
+                optional("level", consistency, "What its quiesce makes of the data, where its layer does not say."),
             ]),
         ObjectSchema(
             "AgentTokenRequest", "",

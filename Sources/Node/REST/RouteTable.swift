@@ -85,8 +85,10 @@ struct RouteTable: Sendable {
                 access: .administrator, answer: answer(200, "The volume.", .named("VolumeInfo")),
                 failures: [404: "volumeNotFound"]
             ) { request in
-                let volume = try await inventory.volume(try request.parameter("name"))
-                return try .value(try await inventory.withSpace(volume))
+                var volume = try await inventory.withSpace(
+                    try await inventory.volume(try request.parameter("name")))
+                volume.uses = await services.uses(ofVolume: volume.name)
+                return try .value(volume)
             },
             Route(
                 method: .delete, path: "/v1/volumes/{name}", operation: "deleteVolume",

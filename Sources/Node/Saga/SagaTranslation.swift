@@ -44,6 +44,7 @@ extension QuiesceLayer {
         case .application: self = .application
         case .fileSystem: self = .fileSystem
         case .machine: self = .machine
+        case .hostFileSystem: self = .hostFileSystem
         }
     }
 
@@ -52,6 +53,7 @@ extension QuiesceLayer {
         case .application: .application
         case .fileSystem: .fileSystem
         case .machine: .machine
+        case .hostFileSystem: .hostFileSystem
         }
     }
 }
@@ -60,12 +62,13 @@ extension Resource {
     init(_ info: ResourceInfo) {
         self.init(
             plugin: info.plugin, layer: QuiesceLayer(info.layer), id: info.id, label: info.label,
-            volumes: info.volumes, details: info.details)
+            volumes: info.volumes, details: info.details, level: info.level.map(ConsistencyLevel.init))
     }
 
     var info: ResourceInfo {
         ResourceInfo(
-            plugin: plugin, layer: layer.protectionLayer, id: id, label: label, volumes: volumes, details: details)
+            plugin: plugin, layer: layer.protectionLayer, id: id, label: label, volumes: volumes, details: details,
+            level: level?.consistency)
     }
 }
 
@@ -83,10 +86,10 @@ extension Finding {
 }
 
 extension HoldOrder {
-    func request(sagaID: String) -> HoldRequest {
+    func request(sagaID: String, policy: LevelPolicy) -> HoldRequest {
         HoldRequest(
             holdID: holdID, sagaID: sagaID, plugin: plugin, resources: members.map(\.resource.info),
-            leaseSeconds: lease.inSeconds)
+            leaseSeconds: lease.inSeconds, allowsLower: policy == .allowLower)
     }
 }
 
@@ -94,7 +97,7 @@ extension ReleaseAnswer {
     init(_ member: ReleasedMember) {
         self.init(
             resource: member.resource, stillHeld: member.stillHeld, quietSeconds: member.quietSeconds,
-            failure: member.failure, artifacts: member.artifacts)
+            failure: member.failure, artifacts: member.artifacts, level: member.level.map(ConsistencyLevel.init))
     }
 }
 
@@ -118,7 +121,8 @@ extension MemberEvidence {
             resource: resource.id, label: resource.label, volumes: resource.volumes,
             heldBeforeCut: proof.heldBeforeCut, releasedAfterCut: proof.releasedAfterCut,
             stillHeldAtRelease: proof.stillHeldAtRelease, quietSeconds: proof.quietSeconds,
-            quiesceSeconds: proof.quiesceSeconds, failure: proof.failure, artifacts: proof.artifacts)
+            quiesceSeconds: proof.quiesceSeconds, failure: proof.failure, artifacts: proof.artifacts,
+            level: proof.level?.consistency)
     }
 }
 

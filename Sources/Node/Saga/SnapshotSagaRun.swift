@@ -171,7 +171,8 @@ final class SnapshotSagaRun: Sendable {
     private func hold(_ order: HoldOrder) async -> SnapshotSaga.Event {
         do {
             let answer = try await effects.agents.hold(
-                order.agent, order.request(sagaID: plan.sagaID), timeoutSeconds: order.lease.inSeconds)
+                order.agent, order.request(sagaID: plan.sagaID, policy: plan.policy),
+                timeoutSeconds: order.lease.inSeconds)
             guard answer.remainingLeaseSeconds > 0 else {
                 return .holdFailed(holdID: order.holdID, reason: "its lease has ended", mayBeHeld: true)
             }

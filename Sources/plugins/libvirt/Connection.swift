@@ -191,6 +191,12 @@ final class Guest: @unchecked Sendable {
         }
     }
 
+    /// It is off because it was shut down in order: libvirt knows that until its daemon is started anew.
+    func wasShutDown() throws(LibvirtError) -> Bool {
+        let (state, reason) = try state()
+        return state == .off && UInt32(bitPattern: reason) == VIR_DOMAIN_SHUTOFF_SHUTDOWN.rawValue
+    }
+
     /// The definition: of the running guest, or the one it starts with next. Without secrets.
     func definition(inactive: Bool = false) throws(LibvirtError) -> String {
         let flags = inactive ? UInt32(VIR_DOMAIN_XML_INACTIVE.rawValue) : 0

@@ -12,6 +12,8 @@ struct Discover {
         var definition: GuestDefinition
         /// `running`, `paused`, `off`, `other`; nil where libvirt does not answer.
         var state: Guest.State?
+        /// Off, and not because it was shut down in order, as far as libvirt knows.
+        var mayHaveCrashed = false
     }
 
     struct Answer: Sendable {
@@ -60,7 +62,10 @@ struct Discover {
             for guest in try hypervisor.guests() {
                 do {
                     let definition = try GuestDefinition(try guest.definition())
-                    answer.guests.append(Found(uri: uri, definition: definition, state: try guest.state().state))
+                    let state = try guest.state().state
+                    let mayHaveCrashed = try state == .off && !guest.wasShutDown()
+                    answer.guests.append(
+                        Found(uri: uri, definition: definition, state: state, mayHaveCrashed: mayHaveCrashed))
                 } catch {
                     // A guest that was undefined meanwhile is no guest.
                     if (error as? LibvirtError)?.isNoDomain == true { continue }
@@ -137,7 +142,7 @@ struct Discover {
         if !fileSystems.isEmpty { details["fileSystems"] = fileSystems.sorted().joined(separator: "\n") }
         return PluginResource(
             id: definition.uuid, label: "guest \(definition.name)", layer: .machine, volumes: volumes.sorted(),
-            details: details, level: Self.level(definition, own))
+            details: details, level: guest.mayHaveCrashed ? .crash : Self.level(definition, own))
     }
 
     /// What bringing it to rest makes of its disks.

@@ -50,7 +50,13 @@ struct Inspection {
     ) throws(LibvirtError) -> [PluginFinding] {
         switch try guest.state().state {
         case .off:
-            return [finding(.note, "\(resource.label) does not run: its disks are taken as they lie")]
+            let isClean = try guest.wasShutDown()
+            return [
+                finding(
+                    .note,
+                    "\(resource.label) does not run: its disks are taken as they lie"
+                        + (isClean ? "" : ". It is not known to have been shut down in order"))
+            ]
         case .paused:
             return [
                 finding(

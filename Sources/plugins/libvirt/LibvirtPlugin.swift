@@ -4,11 +4,20 @@ import PluginKit
 struct LibvirtPlugin: Plugin {
     static let name = "libvirt"
 
-    let identity = DescribeResult(name: name, version: "1.0", layer: .machine)
+    let identity = DescribeResult(name: name, version: "1.0", layer: .machine, watches: true)
 
     func discover(_ parameters: DiscoverParameters) async throws(PluginFailure) -> DiscoverResult {
         let configuration = try LibvirtConfiguration.read(parameters.config)
         return await Discover(parameters: parameters, configuration: configuration).run()
+    }
+
+    func watch(
+        _ parameters: WatchParameters, onChange: @escaping @Sendable (String) -> Void
+    ) async throws(PluginFailure) {
+        let configuration = try LibvirtConfiguration.read(parameters.config)
+        for uri in configuration.connections {
+            OwnThread.start { HypervisorWatch.run(uri, configuration, onChange: onChange) }
+        }
     }
 
     func preflight(_ parameters: PreflightParameters) async throws(PluginFailure) -> PreflightResult {

@@ -213,7 +213,7 @@ actor Hold {
                 holdID: request.holdID, resources: request.resources.map(PluginResource.init),
                 leaseSeconds: leaseSeconds, config: plugin.config,
                 stateDirectory: surroundings.journal.stateDirectory(of: request.holdID),
-                protectedPaths: surroundings.protectedPaths),
+                protectedPaths: surroundings.protectedPaths, allowsLower: request.allowsLower),
             as: QuiesceResult.self, timeoutSeconds: leaseSeconds)
     }
 
@@ -275,6 +275,7 @@ actor Hold {
             if event.event == .released && releasing == nil, case .held = phase {
                 Task { await release(.lost(reason)) }
             }
+        case .changed: break
         case .log:
             let level = event.level.flatMap(Logger.Level.init(rawValue:)) ?? .info
             logger.log(level: level, "\(event.message ?? "")")
@@ -340,7 +341,8 @@ actor Hold {
                 // The plug-in saw the moments themselves; it cannot have been longer than what we saw of it.
                 quietSeconds: min(max(0, member.quietSeconds), takenAt.seconds(until: .now)),
                 failure: member.stillHeld ? failure : failure ?? "the plug-in could not prove that it was still held",
-                artifacts: member.artifacts ?? [:])
+                artifacts: member.artifacts ?? [:],
+                level: member.level.flatMap { Consistency(rawValue: $0.rawValue) })
         }
     }
 

@@ -49,7 +49,23 @@ struct Discovery: Sendable {
                 }
             }
         }
-        return DiscoverResponse(devices: finding.devices, resources: resources, warnings: warnings)
+        return DiscoverResponse(
+            devices: finding.devices, resources: Self.hostFileSystemsLast(resources), warnings: warnings)
+    }
+
+    /// A file system with the disks of machines on it comes to rest after them: a machine could not write out what it
+    /// has to onto a frozen one. Machines name such file systems, one a line, in `fileSystems`.
+    static func hostFileSystemsLast(_ resources: [ResourceInfo]) -> [ResourceInfo] {
+        let beneath = Set(
+            resources.filter { $0.layer == .machine }.flatMap { machine in
+                (machine.details["fileSystems"] ?? "").split(separator: "\n").map(String.init)
+            })
+        return resources.map { resource in
+            guard resource.layer == .fileSystem, beneath.contains(resource.id) else { return resource }
+            var moved = resource
+            moved.layer = .hostFileSystem
+            return moved
+        }
     }
 
     func preflight(_ request: PreflightRequest) async -> PreflightResponse {

@@ -108,6 +108,7 @@ actor PluginCatalog {
             }
             plugin.version = result.version
             plugin.layer = result.layer
+            plugin.watches = result.watches ?? false
             return plugin
         } catch {
             await session.kill()
@@ -122,6 +123,7 @@ extension ProtectionLayer {
         case .application: self = .application
         case .fileSystem: self = .fileSystem
         case .machine: self = .machine
+        case .hostFileSystem: self = .hostFileSystem
         }
     }
 }
@@ -141,9 +143,11 @@ extension PluginResource {
             case .application: .application
             case .fileSystem: .fileSystem
             case .machine: .machine
+            case .hostFileSystem: .hostFileSystem
             }
         self.init(
-            id: resource.id, label: resource.label, layer: layer, volumes: resource.volumes, details: resource.details)
+            id: resource.id, label: resource.label, layer: layer, volumes: resource.volumes, details: resource.details,
+            level: resource.level.flatMap { PluginLevel(rawValue: $0.rawValue) })
     }
 }
 
@@ -151,6 +155,7 @@ extension ResourceInfo {
     init(_ resource: PluginResource, plugin: String) {
         self.init(
             plugin: plugin, layer: ProtectionLayer(resource.layer), id: resource.id, label: resource.label,
-            volumes: resource.volumes, details: resource.details)
+            volumes: resource.volumes, details: resource.details,
+            level: resource.level.flatMap { Consistency(rawValue: $0.rawValue) })
     }
 }

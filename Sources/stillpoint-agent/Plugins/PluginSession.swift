@@ -31,4 +31,6 @@ struct InstalledPlugin: Sendable, Equatable {
     var path: String
     /// Its section of the agent's configuration.
     var config: JSONValue?
+    /// It tells when something changed.
+    var watches = false
 }

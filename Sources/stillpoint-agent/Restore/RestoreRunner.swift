@@ -68,7 +68,9 @@ actor RestoreRunner {
         let found = await discovery.discover(DiscoverRequest(volumes: request.volumes))
         var note = Note(parts: [], steps: [], isPrepared: false)
         for layer in Discovery.order.reversed() {
-            let resources = found.resources.filter { $0.layer == ProtectionLayer(layer) }
+            let resources = found.resources.filter {
+                $0.layer == ProtectionLayer(layer) || (layer == .fileSystem && $0.layer == .hostFileSystem)
+            }
             for (plugin, own) in Dictionary(grouping: resources, by: \.plugin).sorted(by: { $0.key < $1.key }) {
                 note.parts.append(Note.Part(plugin: plugin, resources: own))
                 try write(note, request.restoreID)

@@ -81,6 +81,10 @@ struct AgentServer: Sendable {
             group.addTask { await Self.outcome("the TLS port") { try await tls.run() } }
             group.addTask { await Self.outcome("the local socket") { try await local.run() } }
             group.addTask {
+                await service.watcher.run()
+                return .stopped("nobody watches any more")
+            }
+            group.addTask {
                 for await reason in stop { return .stopped(reason) }
                 return .stopped("nobody is left to say stop")
             }

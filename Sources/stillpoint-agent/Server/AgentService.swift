@@ -10,6 +10,7 @@ struct AgentService: Sendable {
     let discovery: Discovery
     let holds: HoldTable
     let restores: RestoreRunner
+    let watcher: PluginWatcher
     let startedAt = ContinuousClock.now
 
     /// Volumes asked about in one call at most.
@@ -23,6 +24,7 @@ struct AgentService: Sendable {
             catalog: catalog, devices: DeviceResolver(attachments: configuration.attachments),
             protectedPaths: surroundings.protectedPaths, scratch: configuration.run, logger: logger)
         holds = HoldTable(surroundings: surroundings)
+        watcher = PluginWatcher(catalog: catalog, logger: logger)
         restores = RestoreRunner(
             discovery: discovery, directory: configuration.run + "/restores", logger: logger)
     }
@@ -47,7 +49,7 @@ struct AgentService: Sendable {
             plugins: await catalog.plugins().map {
                 PluginInfo(name: $0.name, version: $0.version, layer: ProtectionLayer($0.layer))
             },
-            holds: await holds.status(), uptimeSeconds: startedAt.seconds(until: .now))
+            holds: await holds.status(), uptimeSeconds: startedAt.seconds(until: .now), changes: watcher.changes)
     }
 
     func discover(_ request: DiscoverRequest) async throws -> DiscoverResponse {

@@ -148,6 +148,13 @@ enum VolumeReport {
                 lines: volume.exports.map { "LUN \($0.lun) of \($0.iqn) at \(Show.list($0.portals))" })
         }
         text.add("Connected", lines: volume.initiators.isEmpty ? ["nobody"] : volume.initiators)
+        if let uses = volume.uses, !uses.isEmpty {
+            text.add(
+                "Used by",
+                lines: uses.map { use in
+                    "\(use.label)\(use.state.map { ", \($0)" } ?? "") (agent \(use.agent), \(use.plugin))"
+                })
+        }
         return text.rendered()
     }
 }

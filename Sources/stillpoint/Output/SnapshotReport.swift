@@ -112,7 +112,11 @@ enum SnapshotReport {
     }
 
     private static func layer(_ layer: ProtectionLayer) -> String {
-        layer == .fileSystem ? "file-system" : layer.rawValue
+        switch layer {
+        case .fileSystem: "file-system"
+        case .hostFileSystem: "host file-system"
+        case .application, .machine: layer.rawValue
+        }
     }
 
     private static func level(_ snapshot: SnapshotInfo) -> String {

@@ -220,11 +220,14 @@ final class TestAgent {
         process.waitUntilExit()
     }
 
+    func stopProcess() {
+        guard let process, process.isRunning else { return }
+        process.terminate()
+        if !Shell.wait(upToSeconds: 20, { !process.isRunning }) { killHard() }
+    }
+
     func stop() {
-        if let process, process.isRunning {
-            process.terminate()
-            if !Shell.wait(upToSeconds: 20, { !process.isRunning }) { killHard() }
-        }
+        stopProcess()
         _ = try? Shell.run(["umount", "-l", folder.path + "/run"])
         folder.remove()
     }
