@@ -5,7 +5,7 @@ SEEDS ?= 2000
 FUZZ_SECONDS ?= 60
 SOURCES := Package.swift Sources Tests
 
-.PHONY: help setup build release demo run test lint format simulate bench fuzz clean
+.PHONY: help setup build release demo run test lint format simulate bench bench-kvm fuzz clean
 
 help:
 	@echo "make demo      build, then snapshot, damage and revert a live PostgreSQL on an iSCSI LUN"
@@ -13,6 +13,7 @@ help:
 	@echo "make test      install what the tests need, lint, build and run them all"
 	@echo "make simulate  run the store's simulator over SEEDS=$(SEEDS) histories"
 	@echo "make bench     the store beside a raw file, qcow2, btrfs and xfs; the node from outside (BENCH=SECTIONS)"
+	@echo "make bench-kvm how long guests are quiet during a snapshot, seen from inside, against other ways"
 	@echo "make fuzz      fuzz the parsers that face the network for FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make lint      swift format lint;  make format: apply it"
 	@echo "make clean     remove build products"
@@ -56,6 +57,11 @@ bench:
 	@scripts/setup.sh build test
 	$(SWIFT) build -c release
 	@Benchmarks/run.sh "$$($(SWIFT) build -c release --show-bin-path)" $(BENCH)
+
+bench-kvm:
+	@scripts/setup.sh build test
+	$(SWIFT) build -c release
+	@python3 Benchmarks/kvm_bench.py "$$($(SWIFT) build -c release --show-bin-path)"
 
 fuzz: setup
 	@cd Fuzzing && FUZZ_SECONDS=$(FUZZ_SECONDS) ./run.sh

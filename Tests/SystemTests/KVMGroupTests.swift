@@ -77,8 +77,8 @@ struct KVMGroupTests {
         return upper
     }
 
-    /// Of the numbers that a guest wrote to one disk, then to the other, both hold all up to one number, which differ by
-    /// one at most.
+    /// Of the numbers that a guest wrote to one disk, then to the other, both hold all up to one number; the two differ
+    /// by one at most.
     private func expectPrefix(_ world: KVMWorld, _ snapshot: String, _ index: Int, _ shared: Ext4Image) throws {
         let own = Ext4Image(path: try world.image(of: snapshot, volume: "own\(index)"))
         let copy = "\(world.node.folder.path)/\(snapshot)-g\(index)"

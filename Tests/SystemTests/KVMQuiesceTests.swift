@@ -112,7 +112,8 @@ struct KVMQuiesceTests {
             printf '#!/bin/sh\\n[ $1 = freeze ] || exit 0\\nsqlite3 \(database) "PRAGMA wal_checkpoint(TRUNCATE)"\\n' \
                 > \(hook)
             chmod +x \(hook)
-            (echo 'INSERT INTO t VALUES (1),(2),(3);'; sleep 30) | setsid sqlite3 \(database) > /dev/null 2>&1 &
+            ( (echo 'INSERT INTO t VALUES (1),(2),(3);'; sleep 60) | setsid sqlite3 \(database)
+            ) < /dev/null > /dev/null 2>&1 &
             while [ "$(sqlite3 \(database) 'SELECT count(*) FROM t')" != 3 ]; do sleep 0.2; done
             """)
         let wal = "cat /mnt/data/app.db-wal | wc -c"
