@@ -234,7 +234,6 @@ struct HoldTableTests {
         _ = try await first.hold(request(), takenAt: .now)
         // The first agent is gone: nobody will ever ask it again.
         plugin.holder?.die()
-        plugin.record.withLock { $0.atRest = ["a", "b"] }
         let second = table()
         _ = await second.recoverLeftovers()
         #expect(plugin.atRest.isEmpty)

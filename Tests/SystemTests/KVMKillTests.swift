@@ -30,7 +30,7 @@ struct KVMKillTests {
             let name = "k-\(victim.rawValue)"
             let taking = try take(world, name)
             let wasFrozen = Shell.wait(upToSeconds: 20) { guest.freezeStatus == "frozen" }
-            #expect(wasFrozen, "\(victim)")
+            #expect(wasFrozen, "\(victim): \(said(world, name))")
             try kill(victim, world, guest)
             #expect(guest.isRunningFreely(withinSeconds: 15), "\(victim)")
             #expect(try guest.writerGoesOn(), "\(victim)")
@@ -49,6 +49,11 @@ struct KVMKillTests {
             errorPath: "\(node.folder.path)/\(name).err")
     }
 
+    private func said(_ world: KVMWorld, _ name: String) -> String {
+        let path = "\(world.node.folder.path)/\(name).err"
+        return ((try? String(contentsOfFile: path, encoding: .utf8)) ?? "") + world.agent.log.suffix(1500)
+    }
+
     private func kill(_ victim: Victim, _ world: KVMWorld, _ guest: Guest) throws {
         switch victim {
         case .plugin: for pid in plugins(world) { Foundation.kill(pid, SIGKILL) }
@@ -62,7 +67,7 @@ struct KVMKillTests {
             for pid in pids { Foundation.kill(pid, SIGSTOP) }
             world.agent.killHard()
             for pid in pids { Foundation.kill(pid, SIGKILL) }
-            #expect(guest.freezeStatus == "frozen")
+            #expect(guest.freezeStatus == "frozen", "killed \(pids); \(said(world, "k-agentAndPlugin"))")
             try world.agent.start()
         case .libvirtd:
             world.host.killDaemon()
