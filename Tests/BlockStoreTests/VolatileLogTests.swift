@@ -187,6 +187,54 @@ struct VolatileLogTests {
         #expect(call > 10)
     }
 
+    @Test("writers on several threads, flushes and checkpoints between them: a kill loses nothing acknowledged")
+    func killedUnderThreads() throws {
+        for round in 1...12 as ClosedRange<UInt64> {
+            let disk = SimulatedDisk(seed: round)
+            let log = SimulatedLog(capacityBytes: round % 3 == 0 ? 3000 : .max, isDead: { disk.isDead })
+            var options = options(log)
+            options.hasMaintenanceThread = true
+            options.reusesBlocksFirst = true
+            let pool = try Pool.create(on: disk, options: options)
+            _ = try pool.createVolume(id: volume, name: "v", sizeBytes: 4 * mib)
+            let device = try pool.device(of: volume)
+            let killAt = disk.callCount + 200 + round * 97
+            disk.setPlan { call, _ in call == killAt ? .powerLoss : nil }
+            // For each of four writers what its eight blocks hold at least, and what may be under way.
+            let acknowledged = Mutex([UInt64](repeating: 0, count: 32))
+            let begun = Mutex([UInt64](repeating: 0, count: 32))
+            let threads = (0..<4).map { writer in
+                WorkerThread {
+                    for tag in 1..<4000 as Range<UInt64> {
+                        let block = writer * 8 + Int(tag * 5 % 8)
+                        begun.withLock { $0[block] = tag }
+                        do {
+                            try device.write(pattern(tag << 8 | UInt64(writer)), at: UInt64(block) * 4096)
+                            acknowledged.withLock { $0[block] = tag }
+                            if tag % 64 == UInt64(writer) { try device.flush() }
+                        } catch {
+                            return
+                        }
+                    }
+                }
+            }
+            for thread in threads { thread.join() }
+            #expect(disk.isDead)
+            try? pool.close()
+            let next = try Pool.open(on: disk.handedOver(), options: self.options(log.handedOver()))
+            let found = try next.device(of: volume)
+            for block in 0..<32 {
+                let least = acknowledged.withLock { $0[block] }
+                let content = try found.read(4096, at: UInt64(block) * 4096)
+                let allowed = Set([least, begun.withLock { $0[block] }]).map { tag in
+                    tag == 0 ? [UInt8](repeating: 0, count: 4096) : pattern(tag << 8 | UInt64(block / 8))
+                }
+                #expect(allowed.contains(content), "round \(round): block \(block) lacks \(least)")
+            }
+            #expect(PoolChecker.check(next).isSound)
+        }
+    }
+
     // MARK: What must not come back
 
     @Test("a log of another run of the machine, of another pool, or of an earlier session is not replayed")
