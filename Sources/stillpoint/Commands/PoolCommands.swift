@@ -101,7 +101,8 @@ struct PoolCommands: AsyncParsableCommand {
         var path: String?
         @Flag(name: .customLong("no-data"), help: "Check the maps only; do not read the data.") var skipsData = false
         @Flag(help: "Let the node write again to a pool that had failed, if it is sound.") var clearFailure = false
-        @Option(name: .shortAndLong, help: "table for people, json for programs.") var output: OutputFormat = .table
+        // Only its --output matters: no node is asked.
+        @OptionGroup var connection: ConnectionOptions
 
         func run() async throws {
             let result: PoolCheckInfo
@@ -116,7 +117,7 @@ struct PoolCommands: AsyncParsableCommand {
             } catch let error as ServeFailure {
                 throw CommandFailure("Nothing was checked: \(error.description)")
             }
-            if output == .json { try Output.json(result) } else { print(PoolReport.check(result)) }
+            if connection.isJSON { try Output.json(result) } else { print(PoolReport.check(result)) }
             guard result.isSound else { throw ExitCode.failure }
         }
     }
