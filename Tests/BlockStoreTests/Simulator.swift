@@ -152,7 +152,7 @@ final class Simulator {
         options.volatileLogStorage = volatileLog?.handedOver()
         guard let pool = try? Pool.open(on: copy, options: options) else { return }
         pool.core.monitor.withLock { pool.core.forgetObjects() }
-        let at = copy.callCount - min(copy.callCount - 1, generator.below(12))
+        let at = copy.callCount - min(copy.callCount - 1, generator.below(8))
         disk.setPlan { call, _ in call == at ? .powerLoss : nil }
     }
 
