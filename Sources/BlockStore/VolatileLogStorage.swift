@@ -37,7 +37,7 @@ final class MemoryFileLogStorage: VolatileLogStorage {
         }
         self.bootID = bootID
         directory = try VolatileLogDirectory.open(path)
-        names = (0..<2).map { "pool-\(poolID).\($0)" }
+        names = (0..<2).map { "pool-\(poolID.text).\($0)" }
         var opened: [Int32] = []
         var failure: Int32 = 0
         for name in names where failure == 0 {

@@ -96,7 +96,7 @@ struct VolatileLogTests {
         var device = try pool.device(of: volume)
         try device.write(pattern(1, count: 16384), at: 8192)
         try device.unmap(at: 12288, lengthBytes: 4096)
-        #expect(directory.files.count == 2)
+        #expect(directory.files.count == 2 && directory.files.allSatisfy { $0.utf8.count == 43 }, "\(directory.files)")
         abandon(pool)
         pool.core.file.close()
         pool.core.volatileLog = nil
