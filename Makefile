@@ -5,10 +5,11 @@ SEEDS ?= 2000
 FUZZ_SECONDS ?= 60
 SOURCES := Package.swift Sources Tests
 
-.PHONY: help setup build release demo run test lint format simulate bench bench-kvm fuzz clean
+.PHONY: help setup build release demo demo-kvm run test lint format simulate bench bench-kvm fuzz clean
 
 help:
 	@echo "make demo      build, then snapshot, damage and revert a live PostgreSQL on an iSCSI LUN"
+	@echo "make demo-kvm  build, then snapshot, delete and restore virtual machines"
 	@echo "make run       build and start a storage node on loopback (DATA=DIR)"
 	@echo "make test      install what the tests need, lint, build and run them all"
 	@echo "make simulate  run the store's simulator over SEEDS=$(SEEDS) histories"
@@ -31,6 +32,11 @@ demo:
 	@scripts/setup.sh build demo
 	$(SWIFT) build -c release
 	@scripts/demo.sh "$$($(SWIFT) build -c release --show-bin-path)"
+
+demo-kvm:
+	@scripts/setup.sh build demo-kvm
+	$(SWIFT) build -c release
+	@scripts/demo-kvm.sh "$$($(SWIFT) build -c release --show-bin-path)"
 
 run: setup
 	$(SWIFT) build -c release --product stillpoint

@@ -77,14 +77,17 @@ final class NodeProcess: Sendable {
             }
             let addresses = ListeningAddresses()
             let iscsi = try await startTarget(configuration, inventory, addresses, logger)
+            let sagas = Sagas(inventory: inventory, agents: agents, catalog: catalog, logger: logger)
             let services = NodeServices(
                 identity: identity, inventory: inventory, agents: agents,
                 watch: PoolWatch(
                     pool: pool, configuration: configuration, registry: registry, blocking: blocking, logger: logger),
                 scrubbing: PoolScrubbing(
                     pool: pool, configuration: configuration, blocking: blocking, logger: logger),
-                jobs: JobEngine(catalog: catalog, logger: logger),
-                sagas: Sagas(inventory: inventory, agents: agents, catalog: catalog, logger: logger),
+                jobs: JobEngine(catalog: catalog, logger: logger), sagas: sagas,
+                guests: GuestRestoreDriver(
+                    inventory: inventory, registry: agents, sagas: sagas, dataDirectory: directory.path,
+                    logger: logger),
                 dataDirectory: directory.path, startedAt: .now, addresses: addresses)
             return NodeProcess(
                 services: services, configuration: configuration, directory: directory, token: token, iscsi: iscsi,
@@ -216,6 +219,7 @@ final class NodeProcess: Sendable {
         } catch {
             logger.error("interrupted jobs could not be ended", metadata: ["error": "\(error)"])
         }
+        await services.guests.recoverAfterRestart()
     }
 
     /// Recovery talks to agents, which may be away; the node does not wait for them for ever.

@@ -14,6 +14,7 @@ struct NodeServices: Sendable {
     let scrubbing: PoolScrubbing
     let jobs: JobEngine
     let sagas: Sagas
+    let guests: GuestRestoreDriver
     let dataDirectory: String
     let startedAt: ContinuousClock.Instant
     let addresses: ListeningAddresses
@@ -93,6 +94,40 @@ struct NodeServices: Sendable {
         ) { job in
             let result = try await sagas.reverts.run(request: request, report: job)
             return JobResult(revert: result)
+        }
+    }
+}
+
+extension NodeServices {
+    func submitGuestRestore(_ request: GuestRestoreRequest) async throws -> JobInfo {
+        guard !request.guests.isEmpty else { throw APIFailure.invalid("name at least one guest") }
+        guard Set(request.guests).count == request.guests.count else {
+            throw APIFailure.invalid("a guest is named twice")
+        }
+        if let name = request.beside {
+            guard request.guests.count == 1 else {
+                throw APIFailure.invalid("beside the original one guest is restored at a time")
+            }
+            let isLegal = name.unicodeScalars.allSatisfy { $0.value > 0x20 && $0 != "/" && $0.value != 0x7F }
+            guard isLegal, (1...64).contains(name.utf8.count) else {
+                throw APIFailure.invalid("\"\(name.prefix(80))\" is no name for a guest")
+            }
+        }
+        if request.undo ?? false {
+            guard request.from == nil, request.beside == nil, request.disks == nil else {
+                throw APIFailure.invalid("an undo takes the last restore back as it was; name nothing else")
+            }
+        }
+        let (guests, jobs) = (guests, jobs)
+        let kind = (request.dryRun ?? false) ? "guest.plan" : "guest.restore"
+        return try await jobs.submit(kind: kind, subject: request.guests.joined(separator: ", ")) { job in
+            let results =
+                (request.undo ?? false)
+                ? try await guests.undo(
+                    request, jobs: try await jobs.jobs(limit: JobEngine.keptJobs).filter { $0.kind == "guest.restore" },
+                    job)
+                : try await guests.run(request, job)
+            return JobResult(guests: results)
         }
     }
 }

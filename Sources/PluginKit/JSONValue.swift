@@ -49,6 +49,20 @@ public enum JSONValue: Codable, Sendable, Hashable {
 }
 
 extension JSONValue {
+    /// - Throws: `badRequest`, naming what is wrong.
+    public func decoded<Value: Decodable>(as type: Value.Type) throws(PluginFailure) -> Value {
+        do throws(PluginFailure) {
+            return try PluginJSON.decode(type, from: try PluginJSON.encode(self))
+        } catch {
+            throw PluginFailure(.badRequest, "The request is wrong: \(error.message)")
+        }
+    }
+
+    /// - Throws: where it cannot be JSON.
+    public init(encoding value: some Encodable) throws(PluginFailure) {
+        self = try PluginJSON.decode(JSONValue.self, from: try PluginJSON.encode(value))
+    }
+
     /// A plug-in's configuration in the plug-in's own type.
     ///
     /// - Throws: `badConfiguration`, naming what is wrong.

@@ -23,6 +23,7 @@ public enum PluginMethod: String, Codable, Sendable, CaseIterable {
     case recover
     case prepareRestore = "prepare-restore"
     case finishRestore = "finish-restore"
+    case restoreResource = "restore-resource"
     case watch
 }
 
@@ -381,6 +382,30 @@ public struct RestoreParameters: Codable, Sendable {
         self.config = config
         self.stateDirectory = stateDirectory
         self.protectedPaths = protectedPaths
+    }
+}
+
+/// Of `restore-resource`: one resource of a snapshot is restored, and what else lies on its volumes is left alone.
+public struct ResourceRestoreParameters: Codable, Sendable {
+    /// What the node asks for, in a form of the plug-in's own.
+    public var request: JSONValue
+    /// The volumes' devices, the resources of the layers below, and the volumes: as for `discover`.
+    public var devices: [PluginDevice]
+    public var resources: [PluginResource]
+    public var volumes: [PluginVolume]
+    public var config: JSONValue?
+    public var stateDirectory: String
+
+    public init(
+        request: JSONValue, devices: [PluginDevice], resources: [PluginResource], volumes: [PluginVolume],
+        config: JSONValue?, stateDirectory: String
+    ) {
+        self.request = request
+        self.devices = devices
+        self.resources = resources
+        self.volumes = volumes
+        self.config = config
+        self.stateDirectory = stateDirectory
     }
 }
 

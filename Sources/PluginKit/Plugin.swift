@@ -25,6 +25,9 @@ public protocol Plugin: Sendable {
         _ parameters: WatchParameters, onChange: @escaping @Sendable (String) -> Void
     ) async throws(PluginFailure)
 
+    /// Restores one resource without touching what else lies on its volumes.
+    func restoreResource(_ parameters: ResourceRestoreParameters) async throws(PluginFailure) -> JSONValue
+
     /// Called at the end, after everything is released: returns when nothing is under way any more that this process
     /// still has to undo.
     func settle() async
@@ -38,6 +41,10 @@ extension Plugin {
     }
 
     public func settle() async {}
+
+    public func restoreResource(_ parameters: ResourceRestoreParameters) async throws(PluginFailure) -> JSONValue {
+        throw PluginFailure(.notSupported, "\(identity.name) restores whole volumes only")
+    }
 }
 
 /// Resources at rest.

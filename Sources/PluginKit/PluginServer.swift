@@ -84,6 +84,9 @@ actor PluginServer {
                 try await plugin.watch(parameters) { output.event(PluginEvent(.changed, reason: $0)) }
                 return NoParameters()
             }
+        case .restoreResource:
+            let parameters = try decode(ResourceRestoreParameters.self, line)
+            work(id) { () async throws(PluginFailure) in try await plugin.restoreResource(parameters) }
         case .quiesce:
             try quiesce(id, try decode(QuiesceParameters.self, line), receivedAt: receivedAt)
         case .renew:

@@ -16,7 +16,8 @@ struct Stillpoint: AsyncParsableCommand {
         version: Release.version,
         subcommands: [
             Serve.self, ConfigCheck.self, Status.self, PoolCommands.self, VolumeCommands.self, SnapshotCommands.self,
-            CloneCommands.self, TargetCommands.self, PortalCommands.self, AgentCommands.self, JobCommands.self,
+            CloneCommands.self, TargetCommands.self, PortalCommands.self, AgentCommands.self, GuestCommands.self,
+            JobCommands.self,
         ])
 
     // Here too, so that the options are also accepted before the noun; the verbs take over what was parsed here.

@@ -105,7 +105,10 @@ struct SchemaTests {
         Sample(
             "JobStep", JobStep(name: "n", state: .running, startedAt: now, seconds: 1, detail: "d"),
             JobStep(name: "n", state: .running, startedAt: now)),
-        Sample("JobResult", JobResult(snapshot: snapshot, revert: revert, scrub: scrub(now)), JobResult()),
+        Sample(
+            "JobResult",
+            JobResult(snapshot: snapshot, revert: revert, scrub: scrub(now), guests: [guestRestore(full: true)]),
+            JobResult()),
         Sample("PoolInfo", poolInfo(scrub(now)), poolInfo(nil)),
         Sample(
             "SuperblockCopyInfo", SuperblockCopyInfo(offset: 0, generation: 1, isGood: true),
@@ -114,6 +117,14 @@ struct SchemaTests {
         Sample("ScrubInfo", scrub(now), scrub(nil)),
         Sample("ScrubRequest", ScrubRequest(bytesPerSecond: 1 << 20, restart: true), ScrubRequest()),
         Sample("PoolGrowRequest", PoolGrowRequest(sizeBytes: 1), PoolGrowRequest()),
+        Sample("GuestInfo", guest(mode: "agent"), guest(mode: nil)), Sample("GuestSnapshot", guestSnapshot),
+        Sample(
+            "GuestRestoreRequest",
+            GuestRestoreRequest(
+                guests: ["g"], from: "s", beside: "b", disks: ["vda"], start: true, memory: true, undo: true,
+                dryRun: true),
+            GuestRestoreRequest(guests: ["g"])),
+        Sample("GuestRestoreResult", guestRestore(full: true), guestRestore(full: false)),
         Sample("NodeStatus", status()), Sample("PoolStatus", pool, healthyPool()),
         Sample("HealthInfo", HealthInfo(status: "ok", checks: ["a": "b"])),
         Sample("SpaceInfo", SpaceInfo(exclusiveBytes: 2, freedBytes: 1)),
@@ -134,6 +145,20 @@ struct SchemaTests {
             sizeBytes: 1, usedBytes: 1, freeBytes: 1, usedPercent: 50, softThresholdPercent: 80, journalSizeBytes: 1,
             journalUsedBytes: 1, generation: 1, epoch: 1, superblockCopies: [], memory: memory, scrub: scrub, alerts: []
         )
+    }
+
+    static let guestSnapshot = GuestSnapshot(name: "n", createdAt: now, consistency: .crash, hasMemory: false)
+
+    static func guest(mode: String?) -> GuestInfo {
+        GuestInfo(
+            name: "n", uuid: "u", agent: "a", state: "off", volumes: ["v"], disks: ["vda": "d"], mode: mode,
+            snapshots: [guestSnapshot])
+    }
+
+    static func guestRestore(full: Bool) -> GuestRestoreResult {
+        GuestRestoreResult(
+            restoreID: "i", guest: "g", uuid: "u", agent: "a", snapshot: "s", steps: ["s"], reverted: ["v"],
+            keptSnapshot: full ? "k" : nil, clones: ["c"], state: ["k": "v"], undoOf: full ? "o" : nil)
     }
 
     static func volume(_ origin: String?) -> VolumeInfo {

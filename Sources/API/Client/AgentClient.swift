@@ -116,6 +116,13 @@ public final class AgentClient: Sendable {
         try await post("/v1/restore/finish", request, timeoutSeconds)
     }
 
+    /// One step of a guest's restore; the answer's type goes by the step.
+    public func restoreGuest<Answer: Decodable & Sendable>(
+        _ request: GuestRestoreAgentRequest, timeoutSeconds: Double
+    ) async throws -> Answer {
+        try await post("/v1/guests/restore", request, timeoutSeconds)
+    }
+
     /// Closes idle connections; calls under way end by themselves.
     public func shutdown() {
         isShutDown.store(true, ordering: .sequentiallyConsistent)

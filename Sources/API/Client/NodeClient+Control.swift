@@ -23,6 +23,18 @@ extension NodeClient {
 
     public func removeAgent(_ name: String) async throws { _ = try await delete("/v1/agents/\(segment(name))") }
 
+    // MARK: Guests
+
+    public func guests() async throws -> [GuestInfo] { try await get("/v1/guests") }
+
+    public func guest(_ nameOrUUID: String) async throws -> GuestInfo {
+        try await get("/v1/guests/\(segment(nameOrUUID))")
+    }
+
+    public func restoreGuests(_ request: GuestRestoreRequest) async throws -> JobInfo {
+        try await post("/v1/guests/restores", request)
+    }
+
     // MARK: Jobs
 
     public func jobs() async throws -> [JobInfo] { try await get("/v1/jobs") }

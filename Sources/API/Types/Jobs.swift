@@ -60,10 +60,16 @@ public struct JobResult: Codable, Sendable, Equatable {
     public var snapshot: SnapshotInfo?
     public var revert: RevertResult?
     public var scrub: ScrubInfo?
+    /// One for each guest that was restored.
+    public var guests: [GuestRestoreResult]?
 
-    public init(snapshot: SnapshotInfo? = nil, revert: RevertResult? = nil, scrub: ScrubInfo? = nil) {
+    public init(
+        snapshot: SnapshotInfo? = nil, revert: RevertResult? = nil, scrub: ScrubInfo? = nil,
+        guests: [GuestRestoreResult]? = nil
+    ) {
         self.snapshot = snapshot
         self.revert = revert
         self.scrub = scrub
+        self.guests = guests
     }
 }

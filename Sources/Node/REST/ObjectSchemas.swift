@@ -3,11 +3,11 @@ import API
 /// The objects of the API, as OpenAPI shows them. A test holds each against what the types in `API/Types` encode.
 enum ObjectSchemas {
     static let all: [ObjectSchema] =
-        errors + volumes + targets + snapshots + evidence + agents + jobs + status + history + pool
+        errors + volumes + targets + snapshots + evidence + agents + guests + jobs + status + history + pool
 
     static let byName = Dictionary(uniqueKeysWithValues: all.map { ($0.name, $0) })
 
-    private static let consistency = Schema.choice(Consistency.allCases.map(\.rawValue))
+    static let consistency = Schema.choice(Consistency.allCases.map(\.rawValue))
     private static let access = Schema.choice(PortalAccess.allCases.map(\.rawValue))
     private static let policy = Schema.choice(["require", "allowLower"])
     private static let layer = Schema.choice(ProtectionLayer.allCases.map(\.rawValue))
@@ -249,6 +249,7 @@ enum ObjectSchemas {
             [
                 optional("snapshot", .named("SnapshotInfo")), optional("revert", .named("RevertResult")),
                 optional("scrub", .named("ScrubInfo")),
+                optional("guests", .array(.named("GuestRestoreResult"))),
             ]),
     ]
 

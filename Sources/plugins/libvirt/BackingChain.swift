@@ -6,10 +6,13 @@ enum BackingChain {
     private struct Image: Decodable {
         var filename: String
         var format: String
+        /// As it is written in the image.
+        var backing: String?
 
         enum CodingKeys: String, CodingKey {
             case filename
             case format
+            case backing = "backing-filename"
         }
     }
 
@@ -25,6 +28,24 @@ enum BackingChain {
         } catch {
             return .failure(error)
         }
+    }
+
+    /// What a qcow2 image says it stands on, as it is written in it, whether that is there or not.
+    static func nearest(_ path: String) throws(PluginFailure) -> String? {
+        try image(path, ["-f", "qcow2"]).backing
+    }
+
+    static func format(_ path: String) throws(PluginFailure) -> String { try image(path, []).format }
+
+    private static func image(_ path: String, _ options: [String]) throws(PluginFailure) -> Image {
+        let outcome = try Command(
+            [program, "info", "-U", "--output=json"] + options + ["--", path], timeoutSeconds: limitSeconds
+        ).run()
+        guard outcome.isSuccess, let image = try? JSONDecoder().decode(Image.self, from: Data(outcome.output.utf8))
+        else {
+            throw PluginFailure(.operatingSystem, "\(path) cannot be looked at: qemu-img \(outcome.explanation)")
+        }
+        return image
     }
 
     private static func images(_ path: String) throws(PluginFailure) -> [Image] {

@@ -44,6 +44,8 @@ struct LibvirtConfiguration: Decodable, Sendable {
     var memoryDirectory: String?
     /// The longest that a guest agent may take to answer a question before anything is frozen.
     var agentTimeoutSeconds: Double?
+    /// How long a restore waits for a guest to shut down before it turns it off.
+    var shutdownSeconds: Double?
 
     static let defaultURI = "qemu:///system"
     static let defaultConfigDirectory = "/etc/libvirt/qemu"
@@ -66,6 +68,9 @@ struct LibvirtConfiguration: Decodable, Sendable {
         }
         guard (0.5...60).contains(configuration.agentTimeoutSeconds ?? 2) else {
             throw wrong("agentTimeoutSeconds is out of bounds", "It is 0.5 to 60")
+        }
+        guard (0...3_600).contains(configuration.shutdownSeconds ?? 60) else {
+            throw wrong("shutdownSeconds is out of bounds", "It is 0 to 3600")
         }
         for path in [configuration.configDirectory, configuration.memoryDirectory].compactMap({ $0 })
         where !path.hasPrefix("/") {

@@ -42,10 +42,28 @@ struct LibvirtPlugin: Plugin {
     }
 
     func prepareRestore(_ parameters: RestoreParameters) async throws(PluginFailure) -> RestoreResult {
-        RestoreResult(steps: [])
+        let configuration = try LibvirtConfiguration.read(parameters.config)
+        return try await OwnThread.run { () throws(PluginFailure) in
+            try VolumeRestore(parameters, configuration).prepare()
+        }
     }
 
     func finishRestore(_ parameters: RestoreParameters) async throws(PluginFailure) -> RestoreResult {
-        RestoreResult(steps: [])
+        let configuration = try LibvirtConfiguration.read(parameters.config)
+        return try await OwnThread.run { () throws(PluginFailure) in
+            try VolumeRestore(parameters, configuration).finish()
+        }
+    }
+
+    func restoreResource(_ parameters: ResourceRestoreParameters) async throws(PluginFailure) -> JSONValue {
+        let configuration = try LibvirtConfiguration.read(parameters.config)
+        let call = try parameters.request.decoded(as: RestoreCall.self)
+        return try await OwnThread.run { () throws(PluginFailure) in
+            if call.action == .survey {
+                let survey = Survey(call: call, parameters: parameters, configuration: configuration)
+                return try JSONValue(encoding: try survey.run())
+            }
+            return try JSONValue(encoding: try Restorer(call, configuration).run())
+        }
     }
 }

@@ -13,7 +13,7 @@ struct AgentCommand: AsyncParsableCommand {
         version: Release.version,
         subcommands: [
             ServeCommand.self, EnrollCommand.self, StatusCommand.self, DiscoverCommand.self, PreflightCommand.self,
-            ThawCommand.self, ConfigCheckCommand.self,
+            ThawCommand.self, ConfigCheckCommand.self, ImportSnapCreatorCommand.self,
         ])
 
     static func main() async {

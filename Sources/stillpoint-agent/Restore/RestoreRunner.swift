@@ -11,6 +11,9 @@ import PluginKit
 actor RestoreRunner {
     static let timeoutSeconds = 300.0
     private static let memoryLimit = 64
+    private static let guestPlugin = "libvirt"
+    /// Large images are copied.
+    private static let guestSeconds = 24.0 * 3_600
 
     /// What `prepare` leaves for `finish`.
     private struct Note: Codable {
@@ -61,6 +64,45 @@ actor RestoreRunner {
         finished.append((id, response))
         if finished.count > Self.memoryLimit { finished.removeFirst() }
         return response
+    }
+
+    /// One step of a guest's restore. Steps of one restore come one after another; the node sees to that.
+    func restoreGuest(_ request: GuestRestoreAgentRequest) async throws -> JSONValue {
+        let name = Self.guestPlugin
+        try SafeIdentifier.check(request.call.restoreID, what: "restore's identifier")
+        guard let plugin = await discovery.catalog.plugin(named: name) else {
+            throw APIFailure(
+                status: 409, code: "noPlugin", message: "There is no plug-in \(name) on this host", hint: "Install it")
+        }
+        // Only a survey looks at where files lie: for that it needs the file systems.
+        let isSurvey = request.call.action == .survey
+        let found = isSurvey ? await discovery.discover(DiscoverRequest(volumes: request.volumes)) : nil
+        let state = "\(directory)/\(request.call.restoreID)/\(name)"
+        try FileManager.default.createDirectory(
+            atPath: state, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        defer { forget(request.call.restoreID) }
+        let encoded = try JSONDecoder().decode(JSONValue.self, from: try APIJSON.encoder().encode(request.call))
+        let answer: Result<JSONValue, any Error> = await discovery.ask(
+            plugin, .restoreResource,
+            ResourceRestoreParameters(
+                request: encoded,
+                devices: (found?.devices ?? []).map { PluginDevice(volume: $0.volume, naa: $0.naa, path: $0.path) },
+                resources: (found?.resources ?? []).filter { $0.plugin != name }.map(PluginResource.init),
+                volumes: request.volumes.map(PluginVolume.init), config: plugin.config, stateDirectory: state),
+            Self.guestSeconds)
+        do {
+            let value = try answer.get()
+            if case .array(let steps)? = value["steps"] {
+                for step in steps.compactMap(\.stringValue) {
+                    logger.notice("\(step)", metadata: ["restore": "\(request.call.restoreID)"])
+                }
+            }
+            return value
+        } catch {
+            let cause = error as? PluginFailure
+            throw APIFailure(
+                status: 409, code: "guestRestoreFailed", message: cause?.message ?? "\(error)", hint: cause?.hint)
+        }
     }
 
     private func performPrepare(_ request: RestoreRequest) async throws -> RestoreResponse {

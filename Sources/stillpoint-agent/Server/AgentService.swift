@@ -60,6 +60,17 @@ struct AgentService: Sendable {
         return await discovery.discover(request)
     }
 
+    /// Passes a step of a guest's restore to the plug-in that knows guests.
+    func restoreGuest(_ request: GuestRestoreAgentRequest) async throws -> JSONValue {
+        let isHolding = await holds.isHolding
+        guard request.call.action == .survey || !isHolding else {
+            throw APIFailure(
+                status: 409, code: "held", message: "Something is held on this host: a restore cannot start now",
+                hint: "Wait for the snapshot to end, or release it with: stillpoint-agent thaw --all")
+        }
+        return try await restores.restoreGuest(request)
+    }
+
     func prepareRestore(_ request: RestoreRequest) async throws -> RestoreResponse {
         guard await !holds.isHolding else {
             throw APIFailure(

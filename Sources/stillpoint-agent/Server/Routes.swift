@@ -42,6 +42,9 @@ enum Routes {
         router.post("/v1/restore/finish") { request, _ in
             try answer(await service.restores.finish(try await body(request)))
         }
+        router.post("/v1/guests/restore") { request, _ in
+            try answer(await service.restoreGuest(try await body(request)))
+        }
         return router
     }
 

@@ -9,6 +9,7 @@ enum Names {
     static let clones = completion { node in try await node.clones().map(\.name) }
     static let targets = completion { node in try await node.targets().map(\.iqn) }
     static let agents = completion { node in try await node.agents().map(\.name) }
+    static let guests = completion { node in try await node.guests().map(\.name) }
     static let jobs = completion { node in try await node.jobs().map(\.id) }
     static let attachable = completion { node in
         async let volumes = node.volumes().map(\.name)

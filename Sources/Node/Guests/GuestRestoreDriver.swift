@@ -1,0 +1,547 @@
+import API
+import BlockStore
+import Foundation
+import Logging
+import Protection
+
+/// Restores guests: plans, clones, reverts, and has the agent do what the host must do. Whatever fails is taken back.
+final class GuestRestoreDriver: Sendable {
+    /// Clones and snapshots that live only as long as a restore begin with this.
+    static let temporaryPrefix = "guest-restore."
+    private static let surveySeconds = 120.0
+    private static let stopSeconds = 4_000.0
+    /// Copies of large images take their time.
+    private static let applySeconds = 24.0 * 3_600
+
+    let directory: GuestDirectory
+    private let inventory: Inventory
+    private let registry: AgentRegistry
+    private let sagas: Sagas
+    private let journal: GuestRestoreJournal
+    private let logger: Logger
+
+    init(
+        inventory: Inventory, registry: AgentRegistry, sagas: Sagas, dataDirectory: String, logger: Logger
+    ) {
+        self.inventory = inventory
+        self.registry = registry
+        self.sagas = sagas
+        self.logger = logger
+        journal = GuestRestoreJournal(dataDirectory: dataDirectory)
+        directory = GuestDirectory(
+            inventory: inventory, agents: AgentAdapter(registry: registry, targets: inventory.registry))
+    }
+
+    /// One guest, looked at and planned.
+    struct Prepared: Sendable {
+        var restoreID: String
+        var guest: GuestInfo
+        var snapshot: BlockStore.SnapshotRecord?
+        /// The clone that the data is taken from instead.
+        var fromClone: VolumeRecord?
+        var artifacts: [String: String]
+        var survey: GuestSurvey
+        var plan: GuestRestorePlan
+        var beside: GuestIdentity?
+
+        var sourceName: String { fromClone?.name ?? snapshot?.name ?? "" }
+    }
+
+    /// Restores all guests of the request, one after another; all are planned before the first is touched.
+    func run(_ request: GuestRestoreRequest, _ report: any SagaReporting) async throws -> [GuestRestoreResult] {
+        await report.stepBegan("guest.plan", detail: request.guests.joined(separator: ", "))
+        let prepared: [Prepared]
+        do {
+            prepared = try await prepare(request)
+        } catch {
+            await report.stepFailed("guest.plan", detail: APIFailure.from(error).message)
+            throw error
+        }
+        await report.stepSucceeded("guest.plan", detail: nil)
+        if request.dryRun ?? false {
+            return prepared.map { one in
+                result(
+                    one, steps: one.survey.warnings.map { "note: \($0)" } + one.plan.sentences, GuestRestoreNote(one))
+            }
+        }
+        var done: [GuestRestoreResult] = []
+        for one in prepared {
+            do {
+                done.append(try await restore(one, report))
+            } catch {
+                let failure = APIFailure.from(error)
+                let before = done.isEmpty ? "" : "; restored before it: " + done.map(\.guest).joined(separator: ", ")
+                throw APIFailure(
+                    status: failure.status, code: failure.code, message: failure.message + before, hint: failure.hint)
+            }
+        }
+        return done
+    }
+
+    // MARK: Plan
+
+    private func prepare(_ request: GuestRestoreRequest) async throws -> [Prepared] {
+        let contents = try await inventory.contents()
+        let seen = try await directory.look(contents)
+        let all = try await directory.guests()
+        var prepared: [Prepared] = []
+        for name in request.guests {
+            let guest = try GuestDirectory.only(GuestDirectory.matching(name, all), name)
+            prepared.append(try await prepare(guest, request, contents, seen))
+        }
+        guard Set(prepared.map(\.guest.uuid)).count == prepared.count else {
+            throw APIFailure.invalid("a guest is named twice")
+        }
+        return prepared
+    }
+
+    private func prepare(
+        _ guest: GuestInfo, _ request: GuestRestoreRequest, _ contents: Inventory.Contents,
+        _ seen: GuestDirectory.Seen
+    ) async throws -> Prepared {
+        let (snapshot, clone) = try Self.source(of: guest, request.from, contents)
+        let members = contents.attributes[snapshot.id]?.evidence?.members ?? []
+        let member = members.first { $0.plugin == GuestDirectory.plugin && $0.resource == guest.uuid }
+        let restoreID = String(UUID().uuidString.lowercased().prefix(8))
+        let beside = request.beside.map { GuestIdentity(name: $0, uuid: UUID().uuidString.lowercased()) }
+        var call = GuestRestoreCall(
+            action: .survey, restoreID: restoreID, guest: guest.uuid, artifacts: member?.artifacts ?? [:])
+        call.beside = beside
+        let survey: GuestSurvey = try await ask(guest.agent, call, Self.surveySeconds)
+        var held = Set(snapshot.members.compactMap { contents.volume($0.volume)?.name })
+        if let clone { held = [clone.clonedFrom.flatMap { contents.volume($0.volume)?.name } ?? ""] }
+        let situation = GuestRestorePlan.Situation(
+            guest: survey.name, presence: survey.state == "absent" ? .absent : survey.state == "off" ? .off : .running,
+            disks: survey.disks.map(Self.disk),
+            memory: survey.memory.map {
+                GuestRestorePlan.Memory(volumes: $0.volumes, relativePath: $0.relativePath)
+            }, held: held, tenants: Self.tenants(besides: guest.uuid, seen), isFromClone: clone != nil,
+            nameIsTaken: survey.nameIsTaken)
+        let wish = GuestRestorePlan.Wish(
+            beside: request.beside, disks: request.disks, start: request.start, memory: request.memory ?? true)
+        do throws(GuestRestorePlan.Refusal) {
+            let plan = try GuestRestorePlan(situation, wish)
+            return Prepared(
+                restoreID: restoreID, guest: guest, snapshot: snapshot, fromClone: clone,
+                artifacts: member?.artifacts ?? [:], survey: survey, plan: plan, beside: beside)
+        } catch {
+            throw APIFailure.conflict("guestNotRestorable", error.message, hint: error.hint)
+        }
+    }
+
+    /// The snapshot that is meant, or the clone and the snapshot that it was made of.
+    private static func source(
+        of guest: GuestInfo, _ name: String?, _ contents: Inventory.Contents
+    ) throws -> (BlockStore.SnapshotRecord, VolumeRecord?) {
+        if let name {
+            if let snapshot = try? contents.snapshot(name) { return (snapshot, nil) }
+            if let clone = contents.volumes.first(where: { $0.name == name && $0.clonedFrom != nil }),
+                let origin = contents.snapshots.first(where: { $0.id == clone.clonedFrom?.snapshot })
+            {
+                return (origin, clone)
+            }
+            throw APIFailure.unknown("snapshot", name)
+        }
+        if let newest = GuestDirectory.snapshots(of: guest.uuid, in: contents).first { return (newest.record, nil) }
+        let holding = contents.snapshots.filter { snapshot in
+            let names = Set(snapshot.members.compactMap { contents.volume($0.volume)?.name })
+            return !guest.volumes.isEmpty && names.isSuperset(of: guest.volumes)
+        }
+        guard let newest = holding.max(by: { $0.createdAt < $1.createdAt }) else {
+            throw APIFailure.conflict(
+                "noSnapshotOfGuest", "no snapshot holds the guest \"\(guest.name)\"",
+                hint: "Take one: stillpoint snapshot create \(guest.volumes.joined(separator: " "))")
+        }
+        return (newest, nil)
+    }
+
+    private static func disk(_ disk: GuestSurvey.Disk) -> GuestRestorePlan.Disk {
+        let way: GuestRestorePlan.Disk.Way =
+            switch disk.way {
+            case "network": .network
+            case "block": .block(isWhole: disk.isWhole)
+            case "file": .file(relativePath: disk.relativePath ?? "", path: disk.path ?? "")
+            default: .none
+            }
+        return GuestRestorePlan.Disk(
+            target: disk.target, way: way, volumes: disk.volumes, source: disk.source)
+    }
+
+    /// What a revert of a volume would take along, besides the guest and what an agent inside of it sees.
+    private static func tenants(besides uuid: String, _ seen: GuestDirectory.Seen) -> [String: [String]] {
+        let inside = seen.resources.first { $0.resource.id == uuid }?.resource.details["insideAgent"]
+        var tenants: [String: [String]] = [:]
+        for (agent, resource) in seen.resources where resource.id != uuid && agent != inside {
+            for volume in resource.volumes { tenants[volume, default: []].append("\(resource.label) on \(agent)") }
+        }
+        return tenants
+    }
+
+    // MARK: Restore
+
+    private func restore(_ one: Prepared, _ report: any SagaReporting) async throws -> GuestRestoreResult {
+        var note = GuestRestoreNote(one)
+        var steps: [String] = []
+        do {
+            var call = try await makeClones(one, &note, report)
+            if one.beside == nil {
+                steps += try await stop(one, &note, report)
+                steps += try await revert(one, &note, report)
+            }
+            call.state = note.state
+            note.isAgentAsked = true
+            try journal.write(note)
+            await report.stepBegan("guest.apply", detail: one.beside?.name ?? one.guest.name)
+            let answer: GuestRestoreAnswer = try await ask(one.guest.agent, call, Self.applySeconds)
+            note.state = answer.state
+            steps += answer.steps
+            await report.stepSucceeded("guest.apply", detail: answer.steps.joined(separator: "; "))
+        } catch {
+            await report.stepFailed("guest.apply", detail: APIFailure.from(error).message)
+            let failures = await takeBack(&note)
+            await report.stepCompensated(
+                "guest.apply", detail: failures.isEmpty ? nil : failures.joined(separator: "; "))
+            let failure = APIFailure.from(error)
+            let after = failures.isEmpty ? "everything is as it was before" : failures.joined(separator: "; ")
+            throw APIFailure(
+                status: failure.status, code: failure.code,
+                message: "\(one.guest.name) was not restored: \(failure.message)",
+                hint: [failure.hint, "After the failure: \(after)"].compactMap(\.self).joined(separator: ". "))
+        }
+        let leftovers = await removeTemporary(&note)
+        steps += leftovers
+        journal.remove(note.restoreID)
+        return result(one, steps: steps, note)
+    }
+
+    private func makeClones(
+        _ one: Prepared, _ note: inout GuestRestoreNote, _ report: any SagaReporting
+    ) async throws -> GuestRestoreCall {
+        var call = GuestRestoreCall(
+            action: .apply, restoreID: one.restoreID, guest: one.guest.uuid, artifacts: one.artifacts)
+        call.beside = one.beside
+        call.start = one.plan.starts
+        try journal.write(note)
+        await report.stepBegan("guest.clone", detail: nil)
+        let snapshot = try await sourceSnapshot(one, &note)
+        var sources: [String: String] = [:]
+        for volume in one.plan.sourceVolumes {
+            let name = Self.temporaryPrefix + one.restoreID + "." + String(volume.prefix(80))
+            note.sources.append(name)
+            try journal.write(note)
+            let initiator = "iqn.2026-11.io.stillpoint:restore-\(Self.secret(20))"
+            let export = try await clone(snapshot, one, volume, as: name, initiator: initiator, user: nil, secret: nil)
+            sources[volume] = name
+            call.sources = (call.sources ?? []) + [GuestRestoreSource(name: name, export: export)]
+        }
+        var disks: [String: GuestDiskRestore] = [:]
+        for (target, action) in one.plan.actions {
+            switch action {
+            case .revert: disks[target] = GuestDiskRestore(way: "keep")
+            case .copy(let volume, let path, let destination):
+                disks[target] = GuestDiskRestore(
+                    way: "copy", source: sources[volume], path: path, destination: destination)
+            case .attachClone(let volume):
+                let beside = one.beside?.name ?? one.guest.name
+                let name = Self.volumeName("\(beside).\(target)")
+                note.clones.append(name)
+                try journal.write(note)
+                let export = try await clone(
+                    snapshot, one, volume, as: name,
+                    initiator: "iqn.2008-11.org.linux-kvm:\(one.beside?.uuid ?? one.guest.uuid)", user: "guest",
+                    secret: Self.secret(32))
+                disks[target] = GuestDiskRestore(way: "attach", export: export)
+            }
+        }
+        call.disks = disks
+        if let memory = one.plan.memory, let volume = memory.volumes.first {
+            call.memory = GuestMemorySource(source: sources[volume] ?? "", path: memory.relativePath)
+        }
+        let made = note.sources + note.clones
+        await report.stepSucceeded(
+            "guest.clone", detail: made.isEmpty ? "none is needed" : made.joined(separator: ", "))
+        return call
+    }
+
+    /// The snapshot that clones are made of. A clone as the source is snapshotted first: it may go on being written.
+    private func sourceSnapshot(_ one: Prepared, _ note: inout GuestRestoreNote) async throws -> String {
+        guard let clone = one.fromClone else { return one.snapshot?.id.description ?? "" }
+        let name = Self.temporaryPrefix + one.restoreID
+        note.temporarySnapshot = name
+        try journal.write(note)
+        let request = SnapshotCreateRequest(volumes: [clone.name], name: name, consistency: .crash)
+        _ = try await sagas.snapshots.run(request: request, report: InnerReport(outer: nil))
+        return name
+    }
+
+    private func clone(
+        _ snapshot: String, _ one: Prepared, _ volume: String, as name: String, initiator: String, user: String?,
+        secret: String?
+    ) async throws -> GuestExport {
+        let member = one.fromClone?.name ?? volume
+        let made = try await inventory.createClone(CloneRequest(snapshot: snapshot, volume: member, name: name))
+        guard let export = made.exports.first, let portal = export.portals.first else {
+            throw APIFailure(status: 500, code: "noExport", message: "the clone \(name) has no target")
+        }
+        _ = try await inventory.allow(
+            export.iqn, TargetAllowRequest(initiator: initiator, chapUser: user, chapSecret: secret))
+        return GuestExport(
+            portal: portal, iqn: export.iqn, lun: export.lun, initiator: initiator, user: user, secret: secret)
+    }
+
+    private func stop(
+        _ one: Prepared, _ note: inout GuestRestoreNote, _ report: any SagaReporting
+    ) async throws -> [String] {
+        note.isAgentAsked = true
+        try journal.write(note)
+        await report.stepBegan("guest.stop", detail: one.guest.name)
+        let call = GuestRestoreCall(
+            action: .stop, restoreID: one.restoreID, guest: one.guest.uuid, artifacts: one.artifacts)
+        let answer: GuestRestoreAnswer = try await ask(one.guest.agent, call, Self.stopSeconds)
+        note.state = answer.state
+        try journal.write(note)
+        await report.stepSucceeded("guest.stop", detail: answer.steps.joined(separator: "; "))
+        return answer.steps
+    }
+
+    private func revert(
+        _ one: Prepared, _ note: inout GuestRestoreNote, _ report: any SagaReporting
+    ) async throws -> [String] {
+        guard !one.plan.revertedVolumes.isEmpty else { return [] }
+        // Driven: a host that has one of the volumes as a block device lets go of it, and none may be silent.
+        note.revertedVolumes = one.plan.revertedVolumes
+        try journal.write(note)
+        let request = RevertRequest(
+            volumes: one.plan.revertedVolumes, snapshot: one.snapshot?.id.description, drive: true)
+        let reverted = try await sagas.reverts.run(request: request, report: InnerReport(outer: report))
+        note.keptSnapshot = reverted.keptSnapshot
+        try journal.write(note)
+        return ["\(one.plan.revertedVolumes.joined(separator: ", ")) went back to \(reverted.revertedTo)"]
+            + reverted.steps
+    }
+
+    // MARK: Taking back
+
+    /// - Returns: what could not be taken back.
+    private func takeBack(_ note: inout GuestRestoreNote) async -> [String] {
+        var failures: [String] = []
+        if let kept = await keptSnapshot(note) {
+            do {
+                let request = RevertRequest(volumes: note.revertedVolumes, snapshot: kept, drive: true)
+                _ = try await sagas.reverts.run(request: request, report: InnerReport(outer: nil))
+                note.keptSnapshot = nil
+                note.revertedVolumes = []
+            } catch {
+                failures.append("the volumes could not be put back: \(APIFailure.from(error).message)")
+            }
+        }
+        if note.isAgentAsked {
+            do {
+                _ = try await takeBackOnHost(note)
+            } catch {
+                failures.append("on the host: \(APIFailure.from(error).message)")
+            }
+        }
+        for name in note.clones { failures += await remove(volume: name) }
+        failures += await removeTemporary(&note)
+        // What is not taken back yet is tried again when the node starts anew.
+        if failures.isEmpty { journal.remove(note.restoreID) } else { try? journal.write(note) }
+        for failure in failures { logger.error("a guest's restore is not taken back: \(failure)") }
+        return failures
+    }
+
+    /// The revert may have happened right before the node died: then only the pool knows.
+    private func keptSnapshot(_ note: GuestRestoreNote) async -> String? {
+        if note.keptSnapshot != nil || note.revertedVolumes.isEmpty { return note.keptSnapshot }
+        guard let contents = try? await inventory.contents() else { return nil }
+        let began = UInt64(max(0, note.startedAt.timeIntervalSince1970) * 1e9)
+        let kept = contents.snapshots.filter { snapshot in
+            let names = Set(snapshot.members.compactMap { contents.volume($0.volume)?.name })
+            return snapshot.kind == .beforeRevert && snapshot.createdAt >= began
+                && names == Set(note.revertedVolumes)
+        }
+        return kept.max { $0.createdAt < $1.createdAt }?.id.description
+    }
+
+    private func takeBackOnHost(_ note: GuestRestoreNote) async throws -> [String] {
+        var call = GuestRestoreCall(
+            action: .undo, restoreID: note.restoreID, guest: note.uuid, artifacts: ["uri": note.uri])
+        call.state = note.state
+        let answer: GuestRestoreAnswer = try await ask(note.agent, call, Self.stopSeconds)
+        return answer.steps
+    }
+
+    private func removeTemporary(_ note: inout GuestRestoreNote) async -> [String] {
+        var failures: [String] = []
+        for name in note.sources { failures += await remove(volume: name) }
+        if let name = note.temporarySnapshot, note.clones.isEmpty {
+            do { try await inventory.deleteSnapshot(name) } catch {
+                let failure = APIFailure.from(error)
+                if failure.status != 404 { failures.append("the snapshot \(name) is left: \(failure.message)") }
+            }
+        }
+        return failures
+    }
+
+    private func remove(volume name: String) async -> [String] {
+        do {
+            let info = try await inventory.volume(name)
+            for export in info.exports {
+                // Shut out first: a session that is still there ends.
+                for rule in try await inventory.target(export.iqn).access {
+                    _ = try await inventory.deny(export.iqn, TargetDenyRequest(initiator: rule.initiator))
+                }
+            }
+            for attempt in 0..<20 {
+                do {
+                    try await inventory.deleteVolume(name, withSnapshots: false, onlyClones: true)
+                    return []
+                } catch let failure as APIFailure where failure.code == "volumeInUse" && attempt < 19 {
+                    try await Task.sleep(for: .milliseconds(100))
+                }
+            }
+            return []
+        } catch {
+            let failure = APIFailure.from(error)
+            return failure.status == 404 ? [] : ["the volume \(name) is left: \(failure.message)"]
+        }
+    }
+
+    /// Takes back what a former process of the node left under way.
+    func recoverAfterRestart() async {
+        for var note in journal.all() {
+            logger.notice("a guest's restore was cut short; taking it back", metadata: ["guest": "\(note.guest)"])
+            // An agent may not answer yet.
+            for attempt in 1...5 {
+                if await takeBack(&note).isEmpty { break }
+                try? await Task.sleep(for: .seconds(attempt * 2))
+            }
+        }
+    }
+
+    // MARK: Undo
+
+    /// Takes the last restore of each guest back, as its job recorded it.
+    func undo(
+        _ request: GuestRestoreRequest, jobs: [JobInfo], _ report: any SagaReporting
+    ) async throws -> [GuestRestoreResult] {
+        let results = jobs.filter { $0.state == .succeeded }.sorted { $0.createdAt > $1.createdAt }
+            .flatMap { $0.result?.guests ?? [] }
+        let undone = Set(results.compactMap(\.undoOf))
+        let restores = try request.guests.map { name in
+            guard
+                let found = results.first(where: {
+                    ($0.guest == name || $0.uuid == name.lowercased()) && $0.undoOf == nil
+                        && !undone.contains($0.restoreID)
+                })
+            else {
+                throw APIFailure.conflict(
+                    "nothingToUndo", "no restore of \"\(name)\" is there to take back",
+                    hint: "stillpoint job list shows what was done")
+            }
+            return found
+        }
+        if request.dryRun ?? false { return restores.map { Self.undoPlan($0) } }
+        var done: [GuestRestoreResult] = []
+        for restore in restores { done.append(try await undo(restore, report)) }
+        return done
+    }
+
+    private static func undoPlan(_ restore: GuestRestoreResult) -> GuestRestoreResult {
+        var plan = restore
+        plan.undoOf = restore.restoreID
+        plan.steps = ["stop \(restore.guest)"]
+        if restore.keptSnapshot != nil {
+            plan.steps.append("put \(restore.reverted.joined(separator: ", ")) back to what was there before")
+        }
+        if !restore.clones.isEmpty { plan.steps.append("delete \(restore.clones.joined(separator: ", "))") }
+        plan.steps.append("bring back the files and the definition from before")
+        return plan
+    }
+
+    private func undo(
+        _ restore: GuestRestoreResult, _ report: any SagaReporting
+    ) async throws -> GuestRestoreResult {
+        var result = restore
+        result.undoOf = restore.restoreID
+        result.restoreID = String(UUID().uuidString.lowercased().prefix(8))
+        result.steps = []
+        let artifacts = ["uri": restore.state["uri"] ?? ""]
+        await report.stepBegan("guest.undo", detail: restore.guest)
+        do {
+            if restore.clones.isEmpty {
+                let call = GuestRestoreCall(
+                    action: .stop, restoreID: restore.restoreID, guest: restore.uuid, artifacts: artifacts)
+                let answer: GuestRestoreAnswer = try await ask(restore.agent, call, Self.stopSeconds)
+                result.steps += answer.steps
+            }
+            if let kept = restore.keptSnapshot {
+                let request = RevertRequest(volumes: restore.reverted, snapshot: kept, drive: true)
+                let reverted = try await sagas.reverts.run(request: request, report: InnerReport(outer: report))
+                result.keptSnapshot = reverted.keptSnapshot
+                result.steps.append("\(restore.reverted.joined(separator: ", ")) hold what they held before")
+            }
+            var call = GuestRestoreCall(
+                action: .undo, restoreID: restore.restoreID, guest: restore.uuid, artifacts: artifacts)
+            call.state = restore.state
+            let answer: GuestRestoreAnswer = try await ask(restore.agent, call, Self.stopSeconds)
+            result.steps += answer.steps
+            for name in restore.clones { result.steps += await remove(volume: name) }
+        } catch {
+            await report.stepFailed("guest.undo", detail: APIFailure.from(error).message)
+            throw error
+        }
+        await report.stepSucceeded("guest.undo", detail: result.steps.joined(separator: "; "))
+        return result
+    }
+
+    // MARK: Small things
+
+    private func ask<Answer: Decodable & Sendable>(
+        _ agent: String, _ call: GuestRestoreCall, _ seconds: Double
+    ) async throws -> Answer {
+        let contents = try await inventory.contents()
+        let references = contents.volumes.map { VolumeReference(name: $0.name, naa: $0.naa.description) }
+        let request = GuestRestoreAgentRequest(call: call, volumes: inventory.registry.located(references))
+        return try await registry.client(agent).restoreGuest(request, timeoutSeconds: seconds)
+    }
+
+    private func result(_ one: Prepared, steps: [String], _ note: GuestRestoreNote) -> GuestRestoreResult {
+        var state = note.state
+        state["uri"] = one.survey.uri
+        return GuestRestoreResult(
+            restoreID: one.restoreID, guest: one.beside?.name ?? one.guest.name,
+            uuid: one.beside?.uuid ?? one.guest.uuid, agent: one.guest.agent, snapshot: one.sourceName, steps: steps,
+            reverted: one.plan.revertedVolumes, keptSnapshot: note.keptSnapshot, clones: note.clones, state: state)
+    }
+
+    private static func secret(_ count: Int) -> String {
+        let alphabet = Array("abcdefghijkmnopqrstuvwxyz2345678")
+        var generator = SystemRandomNumberGenerator()
+        return String((0..<count).map { _ in alphabet[Int.random(in: alphabet.indices, using: &generator)] })
+    }
+
+    /// A guest's name may have characters that a volume's may not.
+    private static func volumeName(_ text: String) -> String {
+        String(text.map { $0.isASCII && ($0.isLetter || $0.isNumber || "._:@-".contains($0)) ? $0 : "-" }.prefix(128))
+    }
+}
+
+extension GuestRestoreNote {
+    init(_ one: GuestRestoreDriver.Prepared) {
+        self.init(
+            restoreID: one.restoreID, guest: one.guest.name, uuid: one.beside?.uuid ?? one.guest.uuid,
+            agent: one.guest.agent, uri: one.survey.uri, isBeside: one.beside != nil)
+    }
+}
+
+/// Of a saga within a restore: its steps are the job's, but its recovery must not end the job.
+struct InnerReport: SagaReporting {
+    let jobID = ""
+    let outer: (any SagaReporting)?
+
+    func stepBegan(_ name: String, detail: String?) async { await outer?.stepBegan(name, detail: detail) }
+    func stepSucceeded(_ name: String, detail: String?) async { await outer?.stepSucceeded(name, detail: detail) }
+    func stepFailed(_ name: String, detail: String?) async { await outer?.stepFailed(name, detail: detail) }
+    func stepCompensated(_ name: String, detail: String?) async { await outer?.stepCompensated(name, detail: detail) }
+}

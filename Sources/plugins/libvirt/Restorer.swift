@@ -1,0 +1,296 @@
+import Foundation
+import PluginKit
+
+/// Stops, brings back and starts one guest, and takes that back again.
+///
+/// Not `Sendable`: it lives on the thread that made it.
+final class Restorer {
+    private let call: RestoreCall
+    private let configuration: LibvirtConfiguration
+    private let hypervisor: Hypervisor
+    private var guest: Guest?
+    private var steps: [String] = []
+    private var state: [String: String]
+    private var sources: [String: RestoreSource] = [:]
+
+    /// How long a guest is waited for that was asked to shut down.
+    static let shutdownSeconds = 60.0
+
+    init(_ call: RestoreCall, _ configuration: LibvirtConfiguration) throws(PluginFailure) {
+        let isLegal = call.restoreID.allSatisfy { $0.isASCII && ($0.isLetter || $0.isNumber || $0 == "-") }
+        guard isLegal, (1...64).contains(call.restoreID.count) else {
+            throw PluginFailure(.badRequest, "A restoreID has 1 to 64 letters, digits and -")
+        }
+        self.call = call
+        self.configuration = configuration
+        (hypervisor, guest) = try Survey.hypervisor(call, configuration)
+        state = call.state ?? [:]
+    }
+
+    func run() throws(PluginFailure) -> RestoreAnswer {
+        defer { sources.values.forEach { $0.close() } }
+        switch call.action {
+        case .stop: try stop()
+        case .apply:
+            do throws(PluginFailure) {
+                try apply()
+            } catch {
+                // As it was before this call: the caller knows nothing of what was half done.
+                try? takeBackFiles()
+                try? takeBackGuest()
+                throw error
+            }
+        case .undo:
+            try takeBackFiles()
+            try takeBackGuest()
+        case .survey: break
+        }
+        return RestoreAnswer(steps: steps, state: state)
+    }
+
+    private func libvirt<Value>(
+        _ what: String, _ body: () throws(LibvirtError) -> Value
+    ) throws(PluginFailure) -> Value {
+        do throws(LibvirtError) {
+            return try body()
+        } catch {
+            throw PluginFailure(.restoreFailed, "\(what): \(error.message)")
+        }
+    }
+
+    // MARK: Stop
+
+    private func stop() throws(PluginFailure) {
+        state["before.state"] = "absent"
+        guard let guest else { return }
+        let name = guest.name
+        guard !guest.hasSavedState else {
+            throw PluginFailure(
+                .restoreFailed, "\(name) has a saved state, which does not fit to other disks",
+                hint: "Start it, or throw the state away: virsh managedsave-remove \(name)")
+        }
+        let found = try libvirt("\(name) cannot be looked at") { () throws(LibvirtError) in try guest.state().state }
+        state["before.state"] = found == .off ? "off" : "running"
+        state["before.xml"] = try libvirt("\(name)'s definition cannot be read") { () throws(LibvirtError) in
+            try guest.definition(inactive: guest.isPersistent)
+        }
+        state["before.autostart"] = "\(guest.startsAlone)"
+        state["before.persistent"] = "\(guest.isPersistent)"
+        guard found != .off else { return }
+        let isClean = try libvirt("\(name) cannot be stopped") { () throws(LibvirtError) in
+            try guest.stop(withinSeconds: configuration.shutdownSeconds ?? Self.shutdownSeconds)
+        }
+        steps.append(isClean ? "\(name) was shut down" : "\(name) did not shut down by itself and was turned off")
+    }
+
+    // MARK: Apply
+
+    private func apply() throws(PluginFailure) {
+        let kept = try Survey.definition(call, guest)
+        var definition = try RestoreDefinition(kept)
+        let original = try GuestDefinition(kept)
+        for source in call.sources ?? [] {
+            sources[source.name] = try RestoreSource(source, restoreID: call.restoreID)
+        }
+        if let beside = call.beside {
+            let nvram = original.nvram.map { "\($0).\(beside.uuid)" }
+            definition.becomeAnother(name: beside.name, uuid: beside.uuid, nvram: nvram)
+            definition.keepDisks(Set((call.disks ?? [:]).keys))
+        } else {
+            definition.changeGeneration()
+        }
+        for (target, disk) in (call.disks ?? [:]).sorted(by: { $0.key < $1.key }) {
+            let format = original.disks.first { $0.target == target }?.format
+            try restore(disk, target, format: format, &definition)
+        }
+        try swapFiles()
+        try restoreFirmware(original)
+        let name = call.beside?.name ?? original.name
+        let text = definition.text
+        try libvirt("\(name) cannot be defined") { () throws(LibvirtError) in try hypervisor.define(text) }
+        state["defined"] = call.beside?.uuid ?? original.uuid
+        steps.append(guest == nil ? "\(name) is defined" : "\(name) has the definition of the snapshot")
+        steps += definition.notes
+        let defined = try libvirt("\(name) cannot be found") { () throws(LibvirtError) in
+            try hypervisor.guest(uuid: call.beside?.uuid ?? original.uuid)
+        }
+        if call.beside == nil { defined.setStartsAlone(call.artifacts["autostart"] == "true") }
+        try start(defined, name)
+    }
+
+    private func restore(
+        _ disk: RestoreCall.Disk, _ target: String, format: String?, _ definition: inout RestoreDefinition
+    ) throws(PluginFailure) {
+        switch disk.way {
+        case "keep": break
+        case "attach":
+            guard let export = disk.export, let colon = export.portal.lastIndex(of: ":") else {
+                throw PluginFailure(.badRequest, "It is not said where the clone for \(target) is")
+            }
+            var usage: String?
+            if let secret = export.secret {
+                let name = export.iqn
+                try libvirt("A secret cannot be kept") { () throws(LibvirtError) in
+                    try hypervisor.keepSecret(usage: name, value: secret)
+                }
+                usage = name
+                state["secrets", default: ""] += name + "\n"
+            }
+            let host = export.portal[..<colon].filter { $0 != "[" && $0 != "]" }
+            try definition.replace(
+                target,
+                with: .iscsi(
+                    host: String(host), port: String(export.portal[export.portal.index(after: colon)...]),
+                    iqn: export.iqn, lun: export.lun, initiator: export.initiator, user: export.user,
+                    secretUsage: usage))
+            steps.append("\(target) is the clone at \(export.iqn)")
+        case "copy":
+            guard let source = disk.source.flatMap({ sources[$0] }), let path = disk.path,
+                let destination = disk.destination, destination.hasPrefix("/")
+            else { throw PluginFailure(.badRequest, "It is not said what to copy for \(target)") }
+            if call.beside != nil, fileStatus(destination) != nil {
+                throw PluginFailure(.restoreFailed, "\(destination) is there already", hint: "Choose another name")
+            }
+            try FileReplacement.copy(try source.path(path), to: destination, call.restoreID)
+            state["fresh", default: ""] += destination + "\n"
+            try restoreBacking(FileReplacement.fresh(destination, call.restoreID), format, source, destination)
+            if call.beside != nil { try definition.replace(target, with: .file(path: destination)) }
+            steps.append("\(target) was copied out of the snapshot to \(destination)")
+        default: throw PluginFailure(.badRequest, "\(disk.way) is no way to restore a disk")
+        }
+    }
+
+    /// Images that the copy stands on, and that are gone. One that is there is left alone: others may stand on it, too.
+    private func restoreBacking(
+        _ image: String, _ format: String?, _ source: RestoreSource, _ destination: String
+    ) throws(PluginFailure) {
+        // A raw image says nothing of the kind: what it begins with was written by the guest.
+        guard format == "qcow2", let lower = try BackingChain.nearest(image) else { return }
+        let slash = destination.lastIndex(of: "/") ?? destination.startIndex
+        let path = lower.hasPrefix("/") ? lower : "\(destination[..<slash])/\(lower)"
+        guard fileStatus(path) == nil else { return }
+        let parent = path.lastIndex(of: "/").map { String(path[..<$0]) } ?? "/"
+        guard let resolved = resolvedPath(parent), let mount = MountTable.current().mount(containing: resolved) else {
+            throw PluginFailure(.restoreFailed, "\(path), on which the image stands, is gone, and so is its directory")
+        }
+        let below = resolved.dropFirst(mount.mountPoint == "/" ? 0 : mount.mountPoint.utf8.count)
+        let name = path.split(separator: "/").last ?? ""
+        try FileReplacement.copy(
+            try source.path("\(mount.root == "/" ? "" : mount.root)\(below)/\(name)"), to: path, call.restoreID)
+        state["fresh", default: ""] += path + "\n"
+        steps.append("\(path), on which the image stands, was copied as well")
+        let lowerFormat = try BackingChain.format(FileReplacement.fresh(path, call.restoreID))
+        try restoreBacking(FileReplacement.fresh(path, call.restoreID), lowerFormat, source, path)
+    }
+
+    /// All copies are there and durable: now they are put in place.
+    private func swapFiles() throws(PluginFailure) {
+        for path in lines("fresh") {
+            let isKept = try FileReplacement.swap(path, call.restoreID)
+            state[isKept ? "swapped" : "added", default: ""] += path + "\n"
+        }
+        state["fresh"] = nil
+        for path in lines("swapped") {
+            steps.append("What was there before is kept as \(FileReplacement.kept(path, call.restoreID))")
+        }
+    }
+
+    private func restoreFirmware(_ original: GuestDefinition) throws(PluginFailure) {
+        guard hypervisor.isLocal else { return }
+        if let packed = call.artifacts["nvram"], let path = original.nvram, let bytes = GuestArtifacts.unpack(packed) {
+            try put(bytes, call.beside.map { "\(path).\($0.uuid)" } ?? path)
+            steps.append("The UEFI variables are those of the snapshot")
+        }
+        let files = call.artifacts.filter { $0.key.hasPrefix("tpm.") }
+        guard !files.isEmpty else { return }
+        let directory = "\(GuestArtifacts.stateDirectory)/\(call.beside?.uuid ?? original.uuid)"
+        for (key, packed) in files.sorted(by: { $0.key < $1.key }) {
+            let relative = key.dropFirst("tpm.".count)
+            guard !relative.contains(".."), let bytes = GuestArtifacts.unpack(packed) else { continue }
+            try put(bytes, "\(directory)/\(relative)")
+        }
+        steps.append("The state of the TPM is that of the snapshot")
+    }
+
+    private func put(_ bytes: [UInt8], _ path: String) throws(PluginFailure) {
+        let parent = path.lastIndex(of: "/").map { String(path[..<$0]) } ?? "/"
+        do {
+            try FileManager.default.createDirectory(
+                atPath: parent, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        } catch {
+            throw PluginFailure(.restoreFailed, "The directory \(parent) cannot be made: \(error)")
+        }
+        try writeFile(FileReplacement.fresh(path, call.restoreID), bytes)
+        let isKept = try FileReplacement.swap(path, call.restoreID)
+        state[isKept ? "swapped" : "added", default: ""] += path + "\n"
+    }
+
+    private func start(_ guest: Guest, _ name: String) throws(PluginFailure) {
+        if let memory = call.memory {
+            guard let source = sources[memory.source] else {
+                throw PluginFailure(.badRequest, "It is not said where the memory image is")
+            }
+            let path = try source.path(memory.path)
+            try libvirt("\(name) cannot go on from its memory image") { () throws(LibvirtError) in
+                try hypervisor.restore(memory: path)
+            }
+            steps.append("\(name) goes on where the snapshot stopped it")
+        } else if call.start ?? true {
+            try libvirt("\(name) is restored, but does not start") { () throws(LibvirtError) in try guest.start() }
+            steps.append("\(name) is started")
+        }
+    }
+
+    // MARK: Undo
+
+    private func lines(_ key: String) -> [String] { (state[key] ?? "").split(separator: "\n").map(String.init) }
+
+    /// Files as they were. What a guest wrote since the restore is lost: it is what is undone.
+    private func takeBackFiles() throws(PluginFailure) {
+        if let uuid = state["defined"], let running = hypervisor.find(uuid: uuid),
+            (try? running.state().state) != .off
+        {
+            try libvirt("\(running.name) cannot be stopped") { () throws(LibvirtError) in
+                _ = try running.stop(withinSeconds: configuration.shutdownSeconds ?? Self.shutdownSeconds)
+            }
+        }
+        for path in lines("fresh") { unlink(FileReplacement.fresh(path, call.restoreID)) }
+        for path in lines("added") { unlink(path) }
+        for path in lines("swapped") where fileStatus(FileReplacement.kept(path, call.restoreID)) != nil {
+            // What the restored guest wrote is not thrown away either.
+            if call.action == .undo, fileStatus(path) != nil {
+                try FileReplacement.rename(path, "\(path).undone-\(call.restoreID)")
+                steps.append("What was restored is kept as \(path).undone-\(call.restoreID)")
+            }
+            try FileReplacement.rename(FileReplacement.kept(path, call.restoreID), path)
+            steps.append("\(path) is what it was before")
+        }
+        for key in ["fresh", "added", "swapped"] { state[key] = nil }
+    }
+
+    private func takeBackGuest() throws(PluginFailure) {
+        let uuid = state["defined"] ?? call.guest
+        if let xml = state["before.xml"] {
+            if state["before.persistent"] != "false" {
+                try libvirt("The definition from before cannot be brought back") { () throws(LibvirtError) in
+                    try hypervisor.define(xml)
+                }
+            }
+            let guest = hypervisor.find(uuid: call.guest)
+            guest?.setStartsAlone(state["before.autostart"] == "true")
+            if call.action == .undo, state["before.state"] == "running", let guest {
+                if (try? guest.state().state) == .off {
+                    try libvirt("\(guest.name) does not start") { () throws(LibvirtError) in try guest.start() }
+                }
+                steps.append("\(guest.name) runs with what it was before")
+            }
+        } else if state["defined"] != nil, let guest = hypervisor.find(uuid: uuid) {
+            let name = guest.name
+            try libvirt("\(name) cannot be undefined") { () throws(LibvirtError) in try guest.undefine() }
+            steps.append("\(name) is gone again")
+        }
+        for usage in lines("secrets") { hypervisor.forgetSecret(usage: usage) }
+        state["secrets"] = nil
+        state["defined"] = nil
+    }
+}
