@@ -14,7 +14,9 @@ struct KVMGroupTests {
         let images = world.host.folder.path + "/images"
         let device = try mountShared(world, images)
         defer {
-            _ = try? Shell.run(world.host.prefix + ["umount", "-l", images])
+            // Guests on it keep the device busy: they go first.
+            for guest in world.guests { guest.destroy() }
+            _ = try? Shell.run(world.host.prefix + ["umount", images])
             world.agent.detach("shared")
         }
         for index in 1...Self.count {
@@ -150,7 +152,9 @@ struct KVMGroupTests {
         defer { world.tearDown() }
         _ = try mountShared(world, folder)
         defer {
-            _ = try? Shell.run(world.host.prefix + ["umount", "-l", folder])
+            // Guests on it keep the device busy: they go first.
+            for guest in world.guests { guest.destroy() }
+            _ = try? Shell.run(world.host.prefix + ["umount", folder])
             world.agent.detach("shared")
         }
         let guest = try world.guest("g1", volumes: ["data"])
