@@ -140,6 +140,10 @@ def snapshots(options):
     compare("writes, just after a snapshot", lambda: other.bench("snapshots", on="v", count=1))
     compare("reads, with %d snapshots" % options.rounds, op="read")
     other.bench("snapshots", on="v", count=100 - options.rounds, writes=64, depth=1, size=GIB)
+    compare("writes, just after 97 snapshots in a moment")
+    compare("reads, just after that", op="read")
+    for section in (plain, other):
+        section.bench("maintain")
     compare("writes, with 100 snapshots")
     compare("reads, with 100 snapshots", op="read")
     pairs = []
@@ -159,42 +163,56 @@ def snapshots(options):
     other.end()
 
 
+def alternate(sections, rounds):
+    """Median ms of a snapshot call in each of several pools, taken in turns, so that all meet the same disk."""
+    found = [[] for _ in sections]
+    for _ in range(rounds):
+        for index, (section, size) in enumerate(sections):
+            found[index].append(
+                section.bench("snapshots", on="v", count=4, writes=64, depth=1, size=size)["p50us"] / 1000)
+    return [statistics.median(column) for column in found]
+
+
 def times(options):
-    heading("Time of one snapshot call, median of 40, ms; 64 random writes before each")
+    heading("Time of one snapshot call, ms; 64 random writes before each; the pools of a group take turns")
     row("", "median", "ratio to first")
-    base = None
-    for size in (GIB, 64 * GIB, 1024 * GIB, 16384 * GIB):
+
+    def group(names, sections):
+        for section, _ in sections:
+            section.bench("maintain")
+        medians = alternate(sections, 4 * options.rounds)
+        for name, found in zip(names, medians):
+            row(name, "%.2f" % found, "%.2f" % (found / medians[0]))
+        for section, _ in sections:
+            section.end()
+
+    sizes = (GIB, 64 * GIB, 1024 * GIB, 16384 * GIB)
+    sections = []
+    for size in sizes:
         section = Section(options)
         section.pool(size, fill=False)
         section.bench("run", on="v", depth=4, calls=20000, size=size)
-        found = section.bench("snapshots", on="v", count=40, writes=64, depth=1, size=size)["p50us"] / 1000
-        base = base or found
-        row("volume of %d GiB, 78 MiB mapped" % (size // GIB), "%.2f" % found, "%.2f" % (found / base))
-        section.end()
-    base = None
-    section = Section(options)
-    section.pool(16 * GIB, fill=False)
-    mapped = 0
-    for target in (64 * MIB, GIB, 4 * GIB):
-        section.bench(
-            "run", on="v", pattern="sequential", block=MIB, depth=2, calls=(target - mapped) // MIB, size=16 * GIB)
-        mapped = target
-        found = section.bench("snapshots", on="v", count=40, writes=64, depth=1, size=GIB)["p50us"] / 1000
-        base = base or found
-        row("%d MiB mapped" % (target // MIB), "%.2f" % found, "%.2f" % (found / base))
-    section.end()
-    base = None
-    section = Section(options)
-    section.pool(64 * MIB)
-    have = 0
-    for count in (1, 100, 1000, 10000):
-        if count - have > 40:
-            section.bench("snapshots", on="v", count=count - have, writes=4, depth=1, size=64 * MIB)
-        found = section.bench("snapshots", on="v", count=40, writes=64, depth=1, size=64 * MIB)["p50us"] / 1000
-        have = count + 40
-        base = base or found
-        row("with %d snapshots" % count, "%.2f" % found, "%.2f" % (found / base))
-    section.end()
+        sections.append((section, size))
+    group(["volume of %d GiB, 78 MiB mapped" % (size // GIB) for size in sizes], sections)
+
+    amounts = (64 * MIB, GIB, 4 * GIB)
+    sections = []
+    for amount in amounts:
+        section = Section(options)
+        section.pool(16 * GIB, fill=False)
+        section.bench("run", on="v", pattern="sequential", block=MIB, depth=2, calls=amount // MIB, size=16 * GIB)
+        sections.append((section, 64 * MIB))
+    group(["%d MiB mapped" % (amount // MIB) for amount in amounts], sections)
+
+    counts = (0, 100, 1000, 10000)
+    sections = []
+    for count in counts:
+        section = Section(options)
+        section.pool(64 * MIB)
+        if count:
+            section.bench("snapshots", on="v", count=count, writes=4, depth=1, size=64 * MIB)
+        sections.append((section, 64 * MIB))
+    group(["with %d snapshots" % count for count in counts], sections)
 
 
 def pause(options):
