@@ -224,8 +224,8 @@ def pause(options):
     for depth in (1, 4, 32):
         for control in (0, 1):
             found = section.bench(
-                "pause", on="v", depth=depth, size=GIB, flush=FLUSH if depth > 1 else 0, count=200, control=control,
-                everyus=4000)
+                "pause", on="v", depth=depth, size=GIB, flush=FLUSH, count=60, control=control,
+                everyus=200000)
             row(
                 "depth %d, %s" % (depth, "a flush" if control else "a snapshot"), "%.0f" % found["pause"]["p50us"],
                 "%.0f" % found["pause"]["p99us"], "%.0f" % found["pause"]["maxus"], "%.0f" % found["call"]["p50us"])
