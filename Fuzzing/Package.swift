@@ -41,6 +41,11 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ] + nio,
             path: "Product/ISCSI", swiftSettings: strict),
+        .target(
+            name: "BlockStore", dependencies: ["BlockIO", "CLinux"], path: "Product/BlockStore", swiftSettings: strict),
+        .executableTarget(
+            name: "FuzzStream", dependencies: ["BlockStore"], path: "Stream",
+            swiftSettings: strict + [.unsafeFlags(["-parse-as-library"])]),
         fuzzer("Session"), fuzzer("Login"), fuzzer("Values"), fuzzer("Commands"), fuzzer("Lists"),
     ]
 )

@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")"
 export SWIFT_BACKTRACE=enable=no
-for name in ${FUZZERS:-Session Login Values Commands Lists}; do
+for name in ${FUZZERS:-Session Login Values Commands Lists Stream}; do
     swift build -c release --sanitize=fuzzer --product "Fuzz$name"
     mkdir -p ".build/corpus/$name"
     ".build/release/Fuzz$name" -max_total_time="${FUZZ_SECONDS:-60}" -max_len=16384 -rss_limit_mb=2048 \

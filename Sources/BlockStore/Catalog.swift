@@ -44,6 +44,7 @@ struct CatalogImage: Equatable {
     var datasets: [DatasetImage] = []
     var volumes: [VolumeImage] = []
     var snapshots: [SnapshotImage] = []
+    var receives: [ReceiveImage] = []
 
     func encoded() -> [UInt8] {
         var writer = ByteWriter()
@@ -53,6 +54,8 @@ struct CatalogImage: Equatable {
         for dataset in datasets { Self.put(dataset, &writer) }
         for volume in volumes { Self.put(volume, &writer) }
         for snapshot in snapshots { Self.put(snapshot, &writer) }
+        writer.put(UInt32(receives.count))
+        for receive in receives { receive.encode(into: &writer) }
         return writer.bytes
     }
 
@@ -107,6 +110,9 @@ struct CatalogImage: Equatable {
         for _ in 0..<datasets { image.datasets.append(try dataset(&reader)) }
         for _ in 0..<volumes { image.volumes.append(try volume(&reader)) }
         for _ in 0..<snapshots { image.snapshots.append(try snapshot(&reader)) }
+        // Catalogs written before there were transfers end here.
+        guard reader.remaining > 0 else { return image }
+        for _ in 0..<(try reader.get(UInt32.self)) { image.receives.append(try ReceiveImage(&reader)) }
         return image
     }
 

@@ -106,6 +106,7 @@ final class Checkpoint {
             attributesToWrite.append(
                 AttributesToWrite(id: snapshot.id, version: snapshot.attributesVersion, bytes: bytes))
         }
+        image.receives = core.receives.values.map(ReceiveImage.init)
         streamsToFree = core.discardedStreams
         core.discardedStreams = []
         core.attributeBytesToWrite = 0
@@ -122,6 +123,7 @@ final class Checkpoint {
         layers.sort { $0.layer.number < $1.layer.number }
         image.datasets.sort { $0.number < $1.number }
         image.volumes.sort { $0.number < $1.number }
+        image.receives.sort { $0.name < $1.name }
         image.snapshots.sort { ($0.epoch, $0.name) < ($1.epoch, $1.name) }
         let order = Dictionary(uniqueKeysWithValues: image.snapshots.enumerated().map { ($1.id, $0) })
         attributesToWrite.sort { order[$0.id]! < order[$1.id]! }

@@ -77,12 +77,14 @@ final class Dataset {
 final class Volume {
     let number: UInt32
     let id: VolumeID
-    let name: String
+    private(set) var name: String
     let naa: NAA
     let createdAt: UInt64
     var clonedFrom: CloneOrigin? { didSet { store() } }
     var head: Dataset { didSet { store() } }
     var device: VolumeDevice?
+    /// Holds what is being received; nobody but the session that receives sees it.
+    var isHidden = false
     private var tables: CatalogTables?
     private var slot = 0
 
@@ -99,6 +101,14 @@ final class Volume {
     }
 
     private func store() { tables?.volumes[slot] = image }
+
+    /// A hidden volume gets the name that it will be seen under.
+    func rename(_ name: String) {
+        tables?.volumeNames.remove(self.name)
+        self.name = name
+        tables?.volumeNames.insert(name)
+        store()
+    }
 
     private var image: VolumeImage {
         VolumeImage(

@@ -145,7 +145,7 @@ extension PoolCore {
     }
 
     /// The oldest dataset of the tree that this one is in. Called with the lock held.
-    private func ancestor(of dataset: Dataset) -> Dataset {
+    func ancestor(of dataset: Dataset) -> Dataset {
         var current = dataset
         while let parent = current.parent { current = parent }
         return current

@@ -46,6 +46,13 @@ enum JournalRecord: Equatable {
     case growPool(totalBlocks: UInt64)
     /// The snapshots that a clone stands on become its own.
     case promote(volume: UInt32)
+    /// Hidden volumes for a snapshot that is being received.
+    case beginReceive(ReceiveSeed)
+    /// Everything before the position has been received.
+    case receivePosition(SnapshotID, StreamPosition)
+    /// The hidden volumes become the snapshot, and what stands on it.
+    case finishReceive(SnapshotSeed)
+    case abortReceive(SnapshotID)
 
     enum Kind: UInt8 {
         case map = 1
@@ -60,6 +67,10 @@ enum JournalRecord: Equatable {
         case revert = 10
         case growPool = 20
         case promote = 11
+        case beginReceive = 12
+        case receivePosition = 13
+        case finishReceive = 14
+        case abortReceive = 15
     }
 
     /// Appends the record: kind, three bytes of zeros, length of the body, body, zeros up to a multiple of 8.
@@ -127,10 +138,25 @@ enum JournalRecord: Equatable {
         case .promote(let volume):
             body.put(volume)
             return .promote
+        case .beginReceive(let seed):
+            seed.encode(into: &body)
+            return .beginReceive
+        case .receivePosition(let id, let position):
+            body.put(id.value)
+            body.put(position.member)
+            body.put(UInt32(0))
+            body.put(position.block)
+            return .receivePosition
+        case .finishReceive(let seed):
+            Self.put(seed, &body)
+            return .finishReceive
+        case .abortReceive(let id):
+            body.put(id.value)
+            return .abortReceive
         }
     }
 
-    private static func put(_ seed: VolumeSeed, _ body: inout ByteWriter) {
+    static func put(_ seed: VolumeSeed, _ body: inout ByteWriter) {
         body.put(seed.number)
         body.put(seed.dataset)
         body.put(seed.id.value)
@@ -209,10 +235,21 @@ enum JournalRecord: Equatable {
             return .growPool(totalBlocks: try reader.get())
         case .promote:
             return .promote(volume: try reader.get())
+        case .beginReceive:
+            return .beginReceive(try ReceiveSeed(&reader))
+        case .receivePosition:
+            let id = SnapshotID(try reader.getID())
+            let member: UInt32 = try reader.get()
+            _ = try reader.get(UInt32.self)
+            return .receivePosition(id, StreamPosition(member: member, block: try reader.get()))
+        case .finishReceive:
+            return .finishReceive(try snapshotSeed(&reader))
+        case .abortReceive:
+            return .abortReceive(SnapshotID(try reader.getID()))
         }
     }
 
-    private static func volumeSeed(_ reader: inout ByteReader) throws(MalformedBytes) -> VolumeSeed {
+    static func volumeSeed(_ reader: inout ByteReader) throws(MalformedBytes) -> VolumeSeed {
         let number: UInt32 = try reader.get()
         let dataset: UInt64 = try reader.get()
         let id = VolumeID(try reader.getID())

@@ -49,6 +49,12 @@ enum PlantedBug: String, CaseIterable, Sendable {
     case promoteForgetsOlder
     /// What a set holds alone is counted without looking at what stands on it.
     case spaceIgnoresSuccessor
+    /// A stream leaves out what became a hole.
+    case sendForgetsHoles
+    /// The place of a transfer is made durable ahead of what was received.
+    case positionAhead
+    /// A received member's digest is not compared.
+    case digestNotCompared
 }
 
 extension PoolCore {

@@ -69,7 +69,9 @@ public final class Pool: Sendable {
 
     /// All volumes, ordered by name.
     public func volumes() -> [VolumeRecord] {
-        core.monitor.withLock { core.volumes.values.map { core.record(of: $0) } }.sorted { $0.name < $1.name }
+        core.monitor.withLock { core.volumes.values.filter { !$0.isHidden }.map { core.record(of: $0) } }.sorted {
+            $0.name < $1.name
+        }
     }
 
     /// All snapshots that are not being deleted, oldest first.

@@ -31,6 +31,14 @@ extension PoolCore {
             try applyGrow(totalBlocks)
         case .promote(let number):
             try applyPromote(try volumeNumbered(number))
+        case .beginReceive(let seed):
+            try applyBegin(seed)
+        case .receivePosition(let id, let position):
+            try applyPosition(id, position)
+        case .finishReceive(let seed):
+            try applyFinish(seed)
+        case .abortReceive(let id):
+            try applyAbort(id)
         }
     }
 
@@ -42,7 +50,9 @@ extension PoolCore {
     }
 
     func volume(_ id: VolumeID) throws(PoolError) -> Volume {
-        guard let number = volumeNumbers[id], let volume = volumes[number] else { throw .notFound("volume \(id)") }
+        guard let number = volumeNumbers[id], let volume = volumes[number], !volume.isHidden else {
+            throw .notFound("volume \(id)")
+        }
         return volume
     }
 
@@ -81,7 +91,7 @@ extension PoolCore {
         return dataset
     }
 
-    private func applyCreate(_ seed: VolumeSeed, origin: CloneOrigin?, from source: Dataset?) {
+    func applyCreate(_ seed: VolumeSeed, origin: CloneOrigin?, from source: Dataset?) {
         let head = makeDataset(seed.dataset, volume: seed.number, role: .head, sizeBytes: seed.sizeBytes)
         let volume = Volume(
             number: seed.number, id: seed.id, name: seed.name, naa: seed.naa, createdAt: seed.createdAt,
@@ -99,7 +109,7 @@ extension PoolCore {
     }
 
     /// Makes a head's content that of a snapshot's member.
-    private func stand(_ head: Dataset, on source: Dataset) {
+    func stand(_ head: Dataset, on source: Dataset) {
         head.setParent(source)
         head.sizeBytes = source.sizeBytes
         head.root = source.root
@@ -107,7 +117,7 @@ extension PoolCore {
         pushLayer(head)
     }
 
-    private func applyResize(_ volume: Volume, sizeBytes: UInt64) {
+    func applyResize(_ volume: Volume, sizeBytes: UInt64) {
         let blockBytes = UInt64(Format.blockBytes)
         let old = volume.head.sizeBytes / blockBytes
         let new = sizeBytes / blockBytes
@@ -121,7 +131,7 @@ extension PoolCore {
         changeTop(volume.head) { _ in volume.head.sizeBytes = sizeBytes }
     }
 
-    private func applyDelete(_ volume: Volume) {
+    func applyDelete(_ volume: Volume) {
         volume.device = nil
         volumes[volume.number] = nil
         volumeNumbers[volume.id] = nil

@@ -82,7 +82,9 @@ extension PoolCore {
 
     /// Names of the volumes that were cloned from the snapshot, and still stand on it.
     func clones(of snapshot: Snapshot) -> [String] {
-        volumes.values.filter { $0.clonedFrom?.snapshot == snapshot.id }.map(\.name).sorted()
+        let clones = volumes.values.filter { $0.clonedFrom?.snapshot == snapshot.id }
+        let transfers = receives.values.filter { $0.from == snapshot.id }
+        return clones.filter { !$0.isHidden }.map(\.name).sorted() + transfers.map(\.title).sorted()
     }
 
     func record(of volume: Volume) -> VolumeRecord {
@@ -245,6 +247,7 @@ extension PoolCore {
         volumes = [:]
         volumeNumbers = [:]
         snapshots = [:]
+        receives = [:]
         datasets = [:]
     }
 }

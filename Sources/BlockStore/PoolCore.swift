@@ -130,6 +130,9 @@ final class PoolCore: @unchecked Sendable {
     var hasUnmappedSinceCheckpoint = false
     var claims: [Claim] = []
     var spaceCache = SpaceCache()
+    /// By dataset; only of maps that do not change any more.
+    var digests: [UInt64: ContentDigest] = [:]
+    var receives: [SnapshotID: Receive] = [:]
     /// Attribute streams of deleted snapshots and replaced attributes.
     var discardedStreams: [(root: NodePointer, lengthBytes: UInt64)] = []
     var attributeBytesToWrite: UInt64 = 0

@@ -18,6 +18,12 @@ public enum PoolError: Error, Equatable, Sendable {
     case notAClone(String)
     /// Two snapshots or volumes have no common history; the text says which.
     case unrelated(String)
+    /// A received stream is cut off, changed on the way, or none at all; the text says what is wrong with it.
+    case badStream(String)
+    /// A received stream was made by a newer version.
+    case unsupportedStream(String)
+    /// A received stream does not fit what is here; the text says why.
+    case refusedStream(String)
     /// What the call is about kept changing while it ran.
     case changing(String)
     /// The caller ended the call.
@@ -53,6 +59,9 @@ extension PoolError: CustomStringConvertible {
             "clones stand on the snapshot: \(names.joined(separator: ", ")); delete or promote them first"
         case .notAClone(let name): "the volume \(name) is no clone of another volume's snapshot"
         case .unrelated(let text): text
+        case .badStream(let text): "the stream is damaged: \(text)"
+        case .unsupportedStream(let text): "the stream is of a newer kind: \(text)"
+        case .refusedStream(let text): "the stream is refused: \(text)"
         case .changing(let what): "\(what) kept changing while they were looked at; try again"
         case .cancelled: "the call was cancelled"
         case .inUse(let path): "another process has the pool \(path) open"

@@ -203,6 +203,13 @@ extension PoolCore {
             pushLayer(head)
         }
         for entry in image.snapshots { try restoreSnapshot(entry) }
+        for entry in image.receives {
+            for member in entry.members {
+                guard let volume = volumes[member.staging] else { throw .damaged("a transfer lacks its volume") }
+                volume.isHidden = true
+            }
+            receives[entry.snapshot] = entry.makeReceive()
+        }
     }
 
     private func restoreSnapshot(_ entry: SnapshotImage) throws(PoolError) {

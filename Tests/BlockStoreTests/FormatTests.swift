@@ -81,6 +81,12 @@ struct FormatTests {
         #expect(encode(.deleteVolume(volume: 9)) == "05000000" + "04000000" + "09000000" + "00000000")
         #expect(
             encode(.deleteSnapshot(snapshot)) == "07000000" + "10000000" + "0807060504030201" + "100f0e0d0c0b0a09")
+        #expect(encode(.promote(volume: 9)) == "0b000000" + "04000000" + "09000000" + "00000000")
+        #expect(
+            encode(.receivePosition(snapshot, StreamPosition(member: 1, block: 2)))
+                == "0d000000" + "20000000" + "0807060504030201" + "100f0e0d0c0b0a09" + "01000000" + "00000000"
+                + "0200000000000000")
+        #expect(encode(.abortReceive(snapshot)).hasPrefix("0f000000" + "10000000"))
         #expect(encode(.growPool(totalBlocks: 0x0405)) == "14000000" + "08000000" + "0504000000000000")
         let seed = SnapshotSeed(
             id: snapshot, name: "ab", createdAt: 5, kind: .user, members: [.init(volume: 1, dataset: 2)],
@@ -99,12 +105,21 @@ struct FormatTests {
         let taken = SnapshotSeed(
             id: snapshot, name: "s", createdAt: 1, kind: .beforeRevert,
             members: [.init(volume: 1, dataset: 2), .init(volume: 3, dataset: 4)], attributes: Array(0..<100))
+        let received = ReceiveSeed(
+            image: ReceiveImage(
+                snapshot: snapshot, from: snapshot, createdAt: 4, kind: .user, name: "r",
+                members: [
+                    .init(staging: 3, target: volume, name: "v"), .init(staging: 4, target: nil, name: "w"),
+                ]),
+            stagings: [.init(volume: made, base: origin), .init(volume: made, base: nil)])
         let records: [JournalRecord] = [
             .map(volume: 1, block: 1 << 33, physical: 1 << 39, crcs: [1, 2, 3]),
             .unmap(volume: 1, block: 0, count: 1 << 34), .createVolume(made),
             .resizeVolume(volume: 1, sizeBytes: 1 << 46), .deleteVolume(volume: 8), .snapshot(taken),
             .deleteSnapshot(snapshot), .setAttributes(snapshot, [1, 2]), .clone(made, origin: origin),
-            .revert(taken, target: snapshot), .growPool(totalBlocks: 1 << 39),
+            .revert(taken, target: snapshot), .promote(volume: 7), .beginReceive(received),
+            .receivePosition(snapshot, StreamPosition(member: 3, block: 1 << 34)), .finishReceive(taken),
+            .abortReceive(snapshot), .growPool(totalBlocks: 1 << 39),
         ]
         var writer = ByteWriter()
         for record in records { record.encode(into: &writer) }

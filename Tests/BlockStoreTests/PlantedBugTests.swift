@@ -14,7 +14,7 @@ import Testing
         /// Found within 100 seeds.
         static let slow: Set<PlantedBug> = [.logDroppedTooEarly, .cursorIgnoredWhenFreeing, .superblockNotSynced]
         /// These need a second thread, a full pool or rot, and have tests of their own.
-        static let special: Set<PlantedBug> = [.claimIgnored, .checksumIgnored, .noReserve]
+        static let special: Set<PlantedBug> = [.claimIgnored, .checksumIgnored, .noReserve, .digestNotCompared]
         static let isLongRun = (environmentNumber("STILLPOINT_SIM_SEEDS") ?? 0) >= 200
 
         static let simulated = PlantedBug.allCases.filter {

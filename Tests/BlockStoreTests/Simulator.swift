@@ -36,7 +36,7 @@ final class Simulator {
     var model = PoolModel()
     /// The model after each operation since the last durable one; the first is that one.
     private var history: [PoolModel] = [PoolModel()]
-    private var log: [String] = []
+    var log: [String] = []
     private var volatileLog: SimulatedLog?
     private let logCapacityBytes: Int
     /// The last state in the history may be of an operation that was not acknowledged.
@@ -52,6 +52,8 @@ final class Simulator {
     private var writes: UInt64 = 0
     /// Whether the model's blocks are the pool's, and not only their content.
     private(set) var sharingIsKnown = true
+    /// Where snapshots are sent to.
+    var replica: Replica?
     private(set) var crashes = 0
     private(set) var refused = 0
 
@@ -77,7 +79,7 @@ final class Simulator {
             isDead: { [disk] in disk.isDead })
     }
 
-    private func poolOptions() -> PoolOptions {
+    func poolOptions() -> PoolOptions {
         var options = PoolOptions()
         options.maxSizeBytes = isSmall ? 5 << 20 : 24 << 20
         options.journalBytes = 128 << 10
@@ -105,6 +107,7 @@ final class Simulator {
         crash("the end")
         try recover()
         try checkReads()
+        try sendAll()
     }
 
     func fail(_ text: String) -> Failure {
@@ -226,7 +229,7 @@ final class Simulator {
         }
     }
 
-    private func readModel(_ device: any BlockDevice) throws -> VolumeModel {
+    func readModel(_ device: any BlockDevice) throws -> VolumeModel {
         var result = VolumeModel(sizeBytes: device.sizeBytes)
         for range in Self.places(sizeBytes: device.sizeBytes) {
             var bytes = [UInt8](repeating: 0, count: range.count * 512)
@@ -356,7 +359,7 @@ final class Simulator {
         case 95..<96: try generator.chance(40) ? checkReads() : measure()
         case 96..<97: try reopen()
         case 97..<98: try attempt("maintain", isDurable: true, change: { _ in }, { try $0.maintain() })
-        case 98..<99: try diff()
+        case 98..<99: try generator.chance(50) ? diff() : send()
         default: try write(volume)
         }
     }

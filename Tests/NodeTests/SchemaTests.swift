@@ -130,6 +130,10 @@ struct SchemaTests {
         Sample("SpaceInfo", SpaceInfo(exclusiveBytes: 2, freedBytes: 1)),
         Sample("SpaceRequest", SpaceRequest(snapshots: ["s"], volumes: ["v"]), SpaceRequest(snapshots: ["s"])),
         Sample("VolumeSpaceInfo", VolumeSpaceInfo(headBytes: 1, snapshotBytes: 1, totalBytes: 2)),
+        Sample(
+            "DiffLine", DiffLine(kind: .data, offset: 0, lengthBytes: 1, fromBytes: 1, toBytes: 1), DiffLine(kind: .end)
+        ),
+        Sample("ReceiveInfo", receive("f"), receive(nil)),
         Sample("PromoteResult", PromoteResult(volume: volume(nil), snapshots: ["s"], formerOwner: "f")),
     ]
 
@@ -187,6 +191,12 @@ struct SchemaTests {
         var resource = resource
         resource.level = nil
         return resource
+    }
+
+    static func receive(_ from: String?) -> ReceiveInfo {
+        ReceiveInfo(
+            snapshot: "i", name: "n", from: from, volumes: ["v"], offsetBytes: 1, sizeBytes: 2, resumeToken: "t",
+            isActive: false)
     }
 
     static func without(_ snapshot: SnapshotInfo) -> SnapshotInfo {

@@ -116,9 +116,9 @@ public final class NodeClient: Sendable {
     }
 
     /// A response whose body goes on for as long as the node sends.
-    func stream(_ path: String) async throws -> HTTPClientResponse {
+    func stream(_ path: String, accepting type: String = "text/event-stream") async throws -> HTTPClientResponse {
         var request = request(.GET, path, body: nil)
-        request.headers.replaceOrAdd(name: "Accept", value: "text/event-stream")
+        request.headers.replaceOrAdd(name: "Accept", value: type)
         let response: HTTPClientResponse
         do {
             response = try await http.execute(request, deadline: .distantFuture)
@@ -131,6 +131,23 @@ public final class NodeClient: Sendable {
             throw failure(Answer(status: status, body: bytes))
         }
         return response
+    }
+
+    /// Sends a body as it comes, without a limit of time.
+    func upload(_ path: String, _ body: some AsyncSequence<ByteBuffer, any Error> & Sendable) async throws -> Answer {
+        var request = request(.POST, path, body: nil)
+        request.headers.add(name: "Content-Type", value: "application/octet-stream")
+        request.body = .stream(body, length: .unknown)
+        let answer: Answer
+        do {
+            let response = try await http.execute(request, deadline: .distantFuture)
+            let bytes = try await response.body.collect(upTo: Self.maximumAnswerBytes)
+            answer = Answer(status: Int(response.status.code), body: bytes)
+        } catch {
+            throw unreachable(error)
+        }
+        guard (200..<300).contains(answer.status) else { throw failure(answer) }
+        return answer
     }
 
     private func request(_ method: HTTPMethod, _ path: String, body: Data?) -> HTTPClientRequest {

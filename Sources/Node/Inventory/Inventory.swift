@@ -27,6 +27,8 @@ final class Inventory: Sendable {
     private let gate = VolumeReservations()
     private let portalAddresses = Mutex<[UInt16: [String]]>([:])
     private let decoded = DecodedAttributes()
+    /// Streams that are under way.
+    let streams = Mutex<Int>(0)
     /// When an export of a snapshot last had a session.
     let exportUse = Mutex<[String: Date]>([:])
 

@@ -73,8 +73,14 @@ struct HTTPAdapter: Sendable {
             query[String(name)] = String(value)
         }
         let body = route.body == nil ? Data() : try await readBody(request)
-        let answer = try await route.handle(RouteRequest(parameters: parameters, query: query, body: body))
-        return response(answer, route)
+        var routed = RouteRequest(parameters: parameters, query: query, body: body)
+        guard route.streamType != nil else { return try await response(try await route.handle(routed), route) }
+        routed.stream = BodyStream(request.body)
+        do {
+            return try await response(try await route.handle(routed), route)
+        } catch {
+            return Self.early(APIFailure.from(error), request)
+        }
     }
 
     // MARK: Authorisation
@@ -129,7 +135,7 @@ struct HTTPAdapter: Sendable {
 
     // MARK: Answers
 
-    private func response(_ answer: RouteAnswer, _ route: Route) -> Response {
+    private func response(_ answer: RouteAnswer, _ route: Route) async throws -> Response {
         switch answer {
         case .json(let status, let data):
             Self.json(data, status: .init(code: status))
@@ -138,6 +144,7 @@ struct HTTPAdapter: Sendable {
                 status: .ok, headers: [.contentType: type, .cacheControl: "no-store"],
                 body: .init(byteBuffer: ByteBuffer(string: text)))
         case .empty: Response(status: .noContent)
+        case .chunks(let type, let chunks): try await Self.chunked(type, chunks)
         case .events(let stream):
             Response(
                 status: .ok, headers: [.contentType: "text/event-stream", .cacheControl: "no-store"],
@@ -149,6 +156,52 @@ struct HTTPAdapter: Sendable {
         Response(
             status: status, headers: [.contentType: "application/json", .cacheControl: "no-store"],
             body: .init(byteBuffer: ByteBuffer(bytes: data)))
+    }
+
+    /// The first piece is made before the answer begins, so that what is wrong from the start is an answer of its own.
+    private static func chunked(_ type: String, _ chunks: ChunkSource) async throws -> Response {
+        let first: Data?
+        do {
+            first = try await chunks.next()
+        } catch {
+            await chunks.end()
+            throw error
+        }
+        return Response(
+            status: .ok, headers: [.contentType: type, .cacheControl: "no-store"],
+            body: ResponseBody { writer in
+                do {
+                    var piece = first
+                    while let data = piece {
+                        try await writer.write(ByteBuffer(bytes: data))
+                        piece = try await chunks.next()
+                    }
+                    await chunks.end()
+                } catch {
+                    await chunks.end()
+                    throw error
+                }
+                try await writer.finish(nil)
+            })
+    }
+
+    /// A failure that is known before the body has come to its end: it is sent at once, and then the body is read for a
+    /// moment, because a connection that is closed with bytes unread takes the answer along.
+    private static func early(_ failure: APIFailure, _ request: Request) -> Response {
+        let data = (try? APIJSON.encoder().encode(failure)) ?? Data()
+        return Response(
+            status: .init(code: failure.status),
+            headers: [.contentType: "application/json", .cacheControl: "no-store", .connection: "close"],
+            body: ResponseBody { writer in
+                try await writer.write(ByteBuffer(bytes: data))
+                try? await withThrowingTaskGroup(of: Void.self) { group in
+                    group.addTask { for try await _ in request.body {} }
+                    group.addTask { try await Task.sleep(for: .seconds(2)) }
+                    try await group.next()
+                    group.cancelAll()
+                }
+                try await writer.finish(nil)
+            })
     }
 
     private enum StreamEvent: Sendable {

@@ -1,3 +1,5 @@
+import API
+
 // Space, promotion, differences, streams.
 
 extension ObjectSchemas {
@@ -22,6 +24,22 @@ extension ObjectSchemas {
                 required("headBytes", .bytes, "What its head alone refers to."),
                 required("snapshotBytes", .bytes, "What deleting all its snapshots would free."),
                 required("totalBytes", .bytes, "What deleting it with all its snapshots would free."),
+            ]),
+        ObjectSchema(
+            "DiffLine", "One line of a diff.",
+            [
+                required("kind", .choice(DiffLine.Kind.allCases.map(\.rawValue))), optional("offset", .bytes),
+                optional("lengthBytes", .bytes), optional("fromBytes", .bytes, "In the first line."),
+                optional("toBytes", .bytes, "In the first line and the last."),
+            ]),
+        ObjectSchema(
+            "ReceiveInfo", "A transfer of a snapshot that has begun and not ended.",
+            [
+                required("snapshot", .string, "Id."), required("name", .string),
+                optional("from", .string, "Id of the older snapshot, of an increment."),
+                required("volumes", .array(.string)),
+                required("offsetBytes", .bytes, "How far it came on the way through the volumes' sizes."),
+                required("sizeBytes", .bytes), required("resumeToken", .string), required("isActive", .boolean),
             ]),
         ObjectSchema(
             "PromoteResult", "",

@@ -61,6 +61,12 @@ enum OpenAPIDocument {
                         "required": .boolean(true), "content": content("application/json", .named(body)),
                     ])))
         }
+        if let type = route.streamType {
+            members.append(
+                .init(
+                    name: "requestBody",
+                    value: .members(["required": .boolean(true), "content": content(type, .string)])))
+        }
         members.append(.init(name: "responses", value: responses(route)))
         return .object(members)
     }

@@ -1,6 +1,7 @@
 import API
 import Foundation
 import HTTPTypes
+import NIOCore
 
 /// One operation of the REST API: what it is for people and for programs, and what it does.
 ///
@@ -40,6 +41,8 @@ struct Route: Sendable {
     var query: [Query] = []
     /// Name of the body's schema.
     var body: String?
+    /// Content type of a body that is handed on as it comes, of any length.
+    var streamType: String?
     var answer: Answer
     /// Codes of failures that are particular to this route, by status.
     var failures: [Int: String] = [:]
@@ -63,6 +66,8 @@ struct RouteRequest: Sendable {
     var parameters: [String: String]
     var query: [String: String]
     var body: Data
+    /// The body of a route that takes a stream.
+    var stream: BodyStream?
 
     func parameter(_ name: String) throws -> String {
         guard let value = parameters[name], !value.isEmpty else { throw APIFailure.invalid("\(name) is missing") }
@@ -120,11 +125,37 @@ struct RouteRequest: Sendable {
     }
 }
 
+/// A request's body as it comes; read once.
+struct BodyStream: AsyncSequence, Sendable {
+    typealias Element = ByteBuffer
+
+    private let body: any AsyncSequence<ByteBuffer, any Error> & Sendable
+
+    init(_ body: any AsyncSequence<ByteBuffer, any Error> & Sendable) { self.body = body }
+
+    struct AsyncIterator: AsyncIteratorProtocol {
+        fileprivate var inner: any AsyncIteratorProtocol<ByteBuffer, any Error>
+
+        mutating func next() async throws -> ByteBuffer? { try await inner.next(isolation: nil) }
+    }
+
+    func makeAsyncIterator() -> AsyncIterator { AsyncIterator(inner: body.makeAsyncIterator()) }
+}
+
+/// An answer's body that is made piece by piece: the next one when the one before has been taken.
+struct ChunkSource: Sendable {
+    /// Nil at the end. An error cuts the answer off, which the client sees.
+    var next: @Sendable () async throws -> Data?
+    /// Called once, however it ends.
+    var end: @Sendable () async -> Void
+}
+
 /// What a route answers.
 enum RouteAnswer: Sendable {
     case json(status: Int, Data)
     case text(contentType: String, String)
     case empty
+    case chunks(contentType: String, ChunkSource)
     /// Server-sent events until the stream ends.
     case events(AsyncStream<JobInfo>)
 

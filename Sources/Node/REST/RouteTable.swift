@@ -13,7 +13,7 @@ struct RouteTable: Sendable {
             Self.node(services) + Self.pool(services) + Self.volumes(services) + Self.targets(services)
             + Self.portals(services) + Self.snapshots(services) + Self.clones(services) + Self.agents(services)
             + Self.guests(services)
-            + Self.jobs(services) + Self.history(services) + [Self.openAPI]
+            + Self.jobs(services) + Self.history(services) + Self.streams(services) + [Self.openAPI]
         let document = OpenAPIDocument.make(routes: routes)
         routes[routes.count - 1].handle = { _ in .text(contentType: "application/json", document) }
         self.routes = routes

@@ -4,7 +4,9 @@ import ArgumentParser
 struct SnapshotCommands: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "snapshot", abstract: "Snapshots of one or several volumes in one cut.",
-        subcommands: [Create.self, List.self, ShowOne.self, Space.self, Delete.self])
+        subcommands: [
+            Create.self, List.self, ShowOne.self, Space.self, Diff.self, Send.self, Receive.self, Delete.self,
+        ])
 
     struct Create: NodeCommand {
         static let configuration = CommandConfiguration(

@@ -6,7 +6,7 @@ struct VolumeCommands: AsyncParsableCommand {
         commandName: "volume", abstract: "Block devices in the pool.",
         subcommands: [
             Create.self, List.self, Show_.self, Resize.self, Delete.self, Revert.self, Attach.self, Detach.self,
-            Attachments.self, AttachTarget.self,
+            Attachments.self, AttachTarget.self, Diff.self,
         ])
 
     struct Create: NodeCommand {
