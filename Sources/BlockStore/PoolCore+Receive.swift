@@ -86,15 +86,18 @@ extension PoolCore {
         return try settled {
             () throws(PoolError) in
             var all: [Dataset] = []
-            for base in try find().compactMap({ $0 }) {
+            for (base, described) in zip(try find(), begin.members) {
+                guard let base else { continue }
                 all.append(base.dataset)
-                all.append(try volume(base.volume).head)
+                if !described.isClone { all.append(try volume(base.volume).head) }
             }
             return all
         } body: {
             () throws(PoolError) in
             let found = try find()
-            for base in found.compactMap({ $0 }) { try checkUnchanged(base) }
+            for (base, described) in zip(found, begin.members) where !described.isClone {
+                if let base { try checkUnchanged(base) }
+            }
             return found
         }
     }
@@ -133,7 +136,8 @@ extension PoolCore {
         var stagings: [ReceiveSeed.Staging] = []
         for (index, described) in begin.members.enumerated() {
             let base = bases[index]
-            let target = try base.map { base throws(PoolError) in try volume(base.volume) }
+            let receiver = described.isClone ? nil : base
+            let target = try receiver.map { base throws(PoolError) in try volume(base.volume) }
             let volumeName = target?.name ?? options.volumeName ?? described.name
             if let target, let given = options.volumeName, given != target.name {
                 throw .refusedStream("the increment belongs to volume \(target.name), not to \(given)")

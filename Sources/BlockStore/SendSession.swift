@@ -248,18 +248,19 @@ extension PoolCore {
             var members: [SendSession.Member] = []
             var described: [StreamBegin.Member] = []
             for member in sent.members {
-                let base =
-                    older?.members.firstIndex { candidate in
-                        candidate.volume == member.volume
-                            && ancestor(of: candidate.dataset) === ancestor(of: member.dataset)
-                    } ?? older.flatMap { soleRelation(of: member.dataset, in: $0) }
+                let own = older?.members.firstIndex { candidate in
+                    candidate.volume == member.volume
+                        && ancestor(of: candidate.dataset) === ancestor(of: member.dataset)
+                }
+                let base = own ?? older.flatMap { soleRelation(of: member.dataset, in: $0) }
                 members.append(
                     SendSession.Member(
                         volume: member.volume, dataset: member.dataset, base: base.map { older!.members[$0].dataset }))
                 described.append(
                     StreamBegin.Member(
                         volume: member.volume, name: volumeNumbers[member.volume].flatMap { volumes[$0]?.name } ?? "",
-                        sizeBytes: member.dataset.sizeBytes, base: base.map(UInt32.init)))
+                        sizeBytes: member.dataset.sizeBytes, base: base.map(UInt32.init),
+                        isClone: base != nil && own == nil))
             }
             if let older, !members.contains(where: { $0.base != nil }) {
                 throw .unrelated("snapshots \(older.name) and \(sent.name) have no common history")

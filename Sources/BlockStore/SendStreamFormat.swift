@@ -43,6 +43,8 @@ struct StreamBegin: Equatable {
         var sizeBytes: UInt64
         /// Index of the member of the older snapshot that this one is sent as a difference to.
         var base: UInt32?
+        /// The base belongs to another volume: this one is a clone of it, and becomes one where it is received.
+        var isClone = false
     }
 
     var pool: ObjectID
@@ -212,7 +214,7 @@ extension StreamBegin {
             writer.put(member.volume.value)
             writer.put(member.sizeBytes)
             writer.put(member.base ?? StreamFormat.noBase)
-            writer.put(UInt32(0))
+            writer.put(UInt32(member.isClone ? 1 : 0))
             writer.put(member.name)
         }
     }
@@ -250,14 +252,18 @@ extension StreamBegin {
             let volume = VolumeID(try reader.getID())
             let sizeBytes: UInt64 = try reader.get()
             let base: UInt32 = try reader.get()
-            _ = try reader.get(UInt32.self)
-            guard base == StreamFormat.noBase || self.from != nil else { throw MalformedBytes() }
+            let isClone: UInt32 = try reader.get()
+            guard base == StreamFormat.noBase ? isClone == 0 : self.from != nil && isClone <= 1 else {
+                throw MalformedBytes()
+            }
             members.append(
                 Member(
                     volume: volume, name: try reader.getString(), sizeBytes: sizeBytes,
-                    base: base == StreamFormat.noBase ? nil : base))
+                    base: base == StreamFormat.noBase ? nil : base, isClone: isClone == 1))
         }
-        guard start.member <= UInt32(count) else { throw MalformedBytes() }
+        // Each volume receives one increment.
+        let increments = members.filter { !$0.isClone }.compactMap(\.base)
+        guard start.member <= UInt32(count), Set(increments).count == increments.count else { throw MalformedBytes() }
     }
 }
 

@@ -48,7 +48,8 @@ extension Simulator {
         if from == nil, replica.pool.volumes().count > 5 { return try prune(replica) }
         var options = ReceiveOptions()
         options.positionBytes = 4096 * (1 + generator.below(200))
-        if from == nil, members.count == 1, under == nil { options.volumeName = newName("r") }
+        let isOwn = all.first { $0.id == from }?.members.contains { $0.volume == members[0] } ?? false
+        if !isOwn, members.count == 1, under == nil { options.volumeName = newName("r") }
         if let under, members.count == 1 { options.volumeName = under.volumes[0] }
         if from != nil, generator.chance(10) { try checkRefusal(of: id, from!, replica) }
         var outcome: Result<SnapshotRecord, any Error>?
@@ -187,24 +188,23 @@ extension Simulator {
                 try piece.withUnsafeBytes { try session.feed($0) }
             } catch PoolError.refusedStream {
                 isRefused = true
+            } catch {
+                log.append("  another refusal: \(error)")
             }
-            // Only where the first member has a base at all.
-            let sharesFirst = model.members.contains { $0.key.snapshot == id && $0.value.tree == tree(of: from) }
-            if !isRefused, sharesFirst, replica.pool.receives().first?.volumes.count == 1 {
+            let sent = pool.snapshots()
+            let isFirst =
+                sent.first { $0.id == id }?.members[0].volume == sent.first { $0.id == from }?.members[0].volume
+            if !isRefused, isFirst, !replica.pool.receives().isEmpty {
                 throw fail("an increment was taken by a volume that was written to")
             }
             session.suspend()
-            if !isRefused { try replica.pool.abortReceive(id) }
+            if !replica.pool.receives().isEmpty { try replica.pool.abortReceive(id) }
         }
         _ = try replica.pool.revert(
             volumes: [volume], to: from, keepAs: .random(), keepName: newName("k"), attributes: [])
         for snapshot in replica.pool.snapshots() where snapshot.kind == .beforeRevert {
             if replica.snapshots[snapshot.id] == nil { try replica.pool.deleteSnapshot(snapshot.id) }
         }
-    }
-
-    private func tree(of snapshot: SnapshotID) -> VolumeID? {
-        model.members.first { $0.key.snapshot == snapshot }?.value.tree
     }
 
     /// The replica has too many volumes: the next transfers go to a new one.
