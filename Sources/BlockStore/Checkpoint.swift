@@ -48,7 +48,7 @@ final class Checkpoint {
         try reclaim()
         if core.hasBug(.freedReusedTooEarly) {
             try core.monitor.withLock { () throws(PoolError) in
-                for block in writer.freed { try core.space.release(block) }
+                for block in writer.freed + writer.overwritten { try core.space.release(block) }
             }
             writer.forgetFreed()
         }
@@ -362,7 +362,8 @@ final class Checkpoint {
         }
         publishAttributes()
         core.unlinkedToPunchNow.append(writer.freed)
-        core.lastPassFreed = writer.freed.count
+        core.unlinkedNow.append(writer.overwritten)
+        core.lastPassFreed = writer.freed.count + writer.overwritten.count
         core.advanceFrees()
         if core.hasReclaimableDataset { core.isCheckpointRequested = true }
     }

@@ -93,12 +93,15 @@ struct MapMerge {
         let page = old.map { Page(copying: $0) } ?? Page()
         var hasChanged = false
         var freed: [UInt64] = []
+        var overwritten: [UInt64] = []
         var placed: [UInt64] = []
-        func drop(_ block: UInt64) {
+        func drop(_ block: UInt64, isOverwritten: Bool) {
             let index = Int(block - range.lowerBound)
             let entry = page[entry: index]
             guard !entry.isNull else { return }
-            if floor.owns(entry, at: block) { freed.append(entry.block) }
+            if floor.owns(entry, at: block) {
+                if isOverwritten { overwritten.append(entry.block) } else { freed.append(entry.block) }
+            }
             page[entry: index] = .null
             mapped -= 1
             hasChanged = true
@@ -106,13 +109,13 @@ struct MapMerge {
         if !pointer.isNull {
             var hole = firstHole(endingAfter: range.lowerBound)
             while hole < holes.count, holes[hole].lowerBound < range.upperBound {
-                for block in holes[hole].clamped(to: range) { drop(block) }
+                for block in holes[hole].clamped(to: range) { drop(block, isOverwritten: false) }
                 hole += 1
             }
         }
         while next < entries.count, entries[next].block < range.upperBound {
             let (block, mapping) = entries[next]
-            drop(block)
+            drop(block, isOverwritten: mapping.block != 0)
             if mapping.block != 0 {
                 page[entry: Int(block - range.lowerBound)] = LeafEntry(
                     block: mapping.block, birth: epoch, crc: mapping.crc)
@@ -123,7 +126,7 @@ struct MapMerge {
             next += 1
         }
         try writer.markDurable(placed)
-        try writer.free(freed)
+        try writer.free(freed, overwritten: overwritten)
         return try finish(page, replacing: pointer, hasChanged: hasChanged, end: range.upperBound)
     }
 

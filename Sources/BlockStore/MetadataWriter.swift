@@ -8,6 +8,8 @@ final class MetadataWriter {
     private let core: PoolCore
     /// Blocks that the checkpoint being built does not use any more.
     private(set) var freed: [UInt64] = []
+    /// The same for data that was overwritten: such blocks are soon used again, so they keep their storage.
+    private(set) var overwritten: [UInt64] = []
     private(set) var bytesWritten: UInt64 = 0
     private var bufferStart: UInt64 = 0
     private var buffer: [Page] = []
@@ -31,11 +33,13 @@ final class MetadataWriter {
         freed.append(block)
     }
 
-    func free(_ blocks: [UInt64]) throws(PoolError) {
+    func free(_ blocks: [UInt64], overwritten others: [UInt64] = []) throws(PoolError) {
         try core.monitor.withLock { () throws(PoolError) in
             for block in blocks { try core.space.clearDurable(block) }
+            for block in others { try core.space.clearDurable(block) }
         }
         freed.append(contentsOf: blocks)
+        overwritten.append(contentsOf: others)
     }
 
     func markDurable(_ blocks: [UInt64]) throws(PoolError) {
@@ -45,7 +49,10 @@ final class MetadataWriter {
     }
 
     /// For a planted bug.
-    func forgetFreed() { freed = [] }
+    func forgetFreed() {
+        freed = []
+        overwritten = []
+    }
 
     func load(_ pointer: NodePointer) throws(PoolError) -> Page {
         if let page = buffered[pointer.block] { return page }

@@ -143,8 +143,17 @@ extension PoolCore {
         if overlayEntries >= options.overlayEntries || pagesToMerge + overheadPages > space.metadataFree / 2 {
             requestPass()
         }
-        if pendingBytes > pendingLimit / 2 { monitor.broadcast() }
+        if isCommitDue { monitor.broadcast() }
     }
+
+    /// Whether the maintenance thread commits though nobody waits for it: so that no writer has to wait for room, and
+    /// that overwritten blocks come back while the page cache still has them.
+    private var isCommitDue: Bool {
+        !isCommitting && (pendingBytes > pendingLimit / 2 || retired.overwritten.count >= Self.retiredLimit)
+    }
+
+    /// 32 MiB of overwritten blocks.
+    private static var retiredLimit: Int { 8192 }
 
     /// Waits until a pass that began after now has ended, or runs one where the pool has no thread for it. Called and
     /// returns with the lock held.
@@ -174,7 +183,7 @@ extension PoolCore {
     private func work() {
         monitor.lock()
         while !isClosing {
-            let mustCommit = pendingBytes > pendingLimit / 2
+            let mustCommit = isCommitDue
             let target = lastRecord
             let mustCheckpoint = isCheckpointRequested
             guard failure == nil, mustCommit || mustCheckpoint else {

@@ -17,6 +17,8 @@ struct Portal: Sendable, Equatable {
         let isWildcard = host == "0.0.0.0" || host == "::"
         let own = host.contains(":") ? "[\(host)]" : host
         guard isWildcard, let colon = localAddress.lastIndex(of: ":") else { return ["\(own):\(port),\(groupTag)"] }
+        // Who came over IPv6 cannot be told of a portal on all IPv4 addresses: none of them is known to reach it.
+        if host == "0.0.0.0", localAddress.hasPrefix("[") { return [] }
         return ["\(localAddress[..<colon]):\(port),\(groupTag)"]
     }
 }

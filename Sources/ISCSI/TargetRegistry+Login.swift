@@ -46,7 +46,8 @@ final class LiveSession: Sendable {
 
     var record: SessionRecord {
         SessionRecord(
-            id: id, iqn: iqn, initiator: initiatorPort.name, address: address, tsih: tsih, connectedAt: connectedAt,
+            id: id, iqn: iqn, initiator: initiatorPort.name, address: address, portalGroupTag: portalGroupTag,
+            tsih: tsih, connectedAt: connectedAt,
             commands: counters.commands, bytesRead: counters.bytesRead, bytesWritten: counters.bytesWritten,
             isDiscovery: iqn.isEmpty)
     }

@@ -122,6 +122,8 @@ public struct SessionRecord: Sendable, Equatable {
     public var initiator: String
     /// The peer's address and port.
     public var address: String
+    /// The portal group through which it came.
+    public var portalGroupTag: UInt16
     /// The target session identifying handle.
     public var tsih: UInt16
     /// Nanoseconds since 1970.
