@@ -5,7 +5,7 @@ SEEDS ?= 2000
 FUZZ_SECONDS ?= 60
 SOURCES := Package.swift Sources Tests
 
-.PHONY: help setup build release demo demo-kvm run test lint format simulate bench bench-kvm fuzz clean
+.PHONY: help setup build release demo demo-kvm run test lint format simulate bench bench-kvm bench-iscsi fuzz sanitize clean
 
 help:
 	@echo "make demo      build, then snapshot, damage and revert a live PostgreSQL on an iSCSI LUN"
@@ -15,6 +15,8 @@ help:
 	@echo "make simulate  run the store's simulator over SEEDS=$(SEEDS) histories"
 	@echo "make bench     the store beside a raw file, qcow2, btrfs and xfs; the node from outside (BENCH=SECTIONS)"
 	@echo "make bench-kvm how long guests are quiet during a snapshot, seen from inside, against other ways"
+	@echo "make bench-iscsi  the iSCSI target beside tgtd, with one client (CASES=REGEX, ROUNDS=3)"
+	@echo "make sanitize  the SCSI and iSCSI tests under the thread and the address sanitizer"
 	@echo "make fuzz      fuzz the parsers that face the network for FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make lint      swift format lint;  make format: apply it"
 	@echo "make clean     remove build products"
@@ -68,6 +70,15 @@ bench-kvm:
 	@scripts/setup.sh build test
 	$(SWIFT) build -c release
 	@python3 Benchmarks/kvm_bench.py "$$($(SWIFT) build -c release --show-bin-path)"
+
+bench-iscsi:
+	@scripts/setup.sh build bench-iscsi
+	$(SWIFT) build -c release --product stillpoint
+	@python3 Benchmarks/iscsi/run.py --stillpoint "$$($(SWIFT) build -c release --show-bin-path)/stillpoint" \
+		--cases "$(or $(CASES),.)" --rounds $(or $(ROUNDS),3)
+
+sanitize: setup
+	@Fuzzing/sanitize.sh
 
 fuzz: setup
 	@cd Fuzzing && FUZZ_SECONDS=$(FUZZ_SECONDS) ./run.sh

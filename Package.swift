@@ -185,7 +185,7 @@ let package = Package(
         .testTarget(
             name: "NodeTests",
             dependencies: [
-                "API", "BlockIO", "BlockStore", "Catalog", "ISCSI", "Node",
+                "API", "BlockIO", "BlockStore", "Catalog", "ISCSI", "Node", "SCSI",
                 .product(name: "AsyncHTTPClient", package: "async-http-client"),
                 .product(name: "Crypto", package: "swift-crypto"),
                 .product(name: "HTTPTypes", package: "swift-http-types"),

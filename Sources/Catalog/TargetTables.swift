@@ -95,8 +95,51 @@ extension Catalog {
                         PRIMARY KEY (iqn, initiator)
                     ) STRICT;
                     """)
-        }
+        },
+        CatalogMigration(name: "targets.2.discovery") { database in
+            try database.execute(
+                sql: """
+                    CREATE TABLE discoveryAccess (
+                        initiator TEXT PRIMARY KEY NOT NULL,
+                        chapUser TEXT,
+                        sealedSecret BLOB,
+                        mutualUser TEXT,
+                        sealedMutualSecret BLOB
+                    ) STRICT;
+                    """)
+        },
     ]
+
+    /// Who may discover targets; nobody listed means anybody.
+    public func discoveryAccess() async throws(CatalogError) -> [AccessRule] {
+        try await read { database in
+            try Row.fetchAll(database, sql: "SELECT * FROM discoveryAccess ORDER BY initiator")
+                .map(AccessRule.init(row:))
+        }
+    }
+
+    /// Adds a rule, or replaces the one for the same initiator.
+    public func setDiscoveryAccess(_ rule: AccessRule) async throws(CatalogError) {
+        try await write { database in
+            try database.execute(
+                sql: """
+                    INSERT OR REPLACE INTO discoveryAccess
+                        (initiator, chapUser, sealedSecret, mutualUser, sealedMutualSecret)
+                    VALUES (?, ?, ?, ?, ?)
+                    """,
+                arguments: [
+                    rule.initiator, rule.chapUser, rule.sealedSecret, rule.mutualUser, rule.sealedMutualSecret,
+                ])
+        }
+    }
+
+    /// - Returns: false where there was no such rule.
+    public func deleteDiscoveryAccess(initiator: String) async throws(CatalogError) -> Bool {
+        try await write { database in
+            try database.execute(sql: "DELETE FROM discoveryAccess WHERE initiator = ?", arguments: [initiator])
+            return database.changesCount > 0
+        }
+    }
 
     /// All targets, by name, with their LUNs and rules.
     public func targets() async throws(CatalogError) -> [ExportedTarget] {

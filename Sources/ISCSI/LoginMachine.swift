@@ -36,6 +36,7 @@ struct LoginMachine {
     private var initiator = ""
     private var target: String?
     private var credentials: [CHAPCredentials] = []
+    private var isProofOptional = false
     private let portalGroupTag: UInt16
     private var authentication = Authentication.pending
     private var user: String?
@@ -160,7 +161,7 @@ struct LoginMachine {
         if current == .security {
             try authenticate(keys, &reply)
         } else if case .pending = authentication {
-            guard credentials.isEmpty else {
+            guard credentials.isEmpty || isProofOptional else {
                 throw LoginFailure(
                     status: .authenticationFailure,
                     message: "\(peerName) must authenticate with CHAP and skipped the security stage")
@@ -256,7 +257,9 @@ struct LoginMachine {
         }
         switch policy.authorize(initiator: initiator, target: target) {
         case .refused(let failure): throw failure
-        case .allowed(let credentials): self.credentials = credentials
+        case .allowed(let credentials, let isOptional):
+            self.credentials = credentials
+            isProofOptional = isOptional
         }
         if target != nil && !saidPortalGroup {
             saidPortalGroup = true
@@ -269,7 +272,7 @@ struct LoginMachine {
         case .finished: return
         case .pending:
             guard let offered = keys["AuthMethod"] else {
-                if credentials.isEmpty {
+                if credentials.isEmpty || isProofOptional {
                     if transition != nil { authentication = .finished }
                     return
                 }
@@ -277,12 +280,12 @@ struct LoginMachine {
                 return
             }
             let methods = TextValue.list(offered)
-            // A discovery session authenticates only when the initiator insists on it.
-            let isOptional = target == nil && methods.contains("None")
-            if !credentials.isEmpty && methods.contains("CHAP") && !isOptional {
+            // Where discovery has no rules, a session authenticates only when the initiator insists on it.
+            let skips = isProofOptional && methods.contains("None")
+            if !credentials.isEmpty && methods.contains("CHAP") && !skips {
                 reply.append("AuthMethod", "CHAP")
                 authentication = .exchange(CHAPExchange(credentials: credentials, random: random))
-            } else if methods.contains("None") && (credentials.isEmpty || target == nil) {
+            } else if methods.contains("None") && (credentials.isEmpty || isProofOptional) {
                 reply.append("AuthMethod", "None")
                 authentication = .finished
             } else if credentials.isEmpty {

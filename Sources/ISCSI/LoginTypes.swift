@@ -25,8 +25,10 @@ struct LoginFailure: Error, Equatable {
 
 /// What the registry says of an initiator that wants to log in.
 enum LoginAuthorization {
-    /// - Parameter credentials: not empty when the initiator has to prove itself with one of them.
-    case allowed(credentials: [CHAPCredentials])
+    /// - Parameters:
+    ///   - credentials: not empty when the initiator has to prove itself with one of them.
+    ///   - isOptional: without a proof it may go on too, as long as it does not insist on one.
+    case allowed(credentials: [CHAPCredentials], isOptional: Bool = false)
     case refused(LoginFailure)
 }
 

@@ -25,7 +25,6 @@ extension Session {
             ended(header)
             return
         }
-        counters.commandBegan()
         let cdb = CommandBlock(high: header[word: 4], low: header[word: 5])
         let (disposition, activity) = begin(cdb, header)
         guard let activity else {
@@ -35,15 +34,21 @@ extension Session {
         switch disposition {
         case .detached: endAtOnce(header, activity, .sense(SenseData(.illegalRequest, .logicalUnitNotSupported)))
         case .end(let end): endAtOnce(header, activity, end)
-        case .parameterData(let bytes): sendParameterData(header, bytes)
+        case .parameterData(let bytes): sendParameterData(header, bytes, account(activity, .other))
         case .read(let offset, let count): beginRead(header, activity, offset: offset, count: count)
         case .dataOut(let operation): beginWrite(header, activity, operation, data)
         case .parameterList(let count, let operation):
             beginParameterList(header, activity, operation, count: count, data)
         case .blocking(let operation):
-            let command = OutstandingCommand(header, activity, .absorb, scsiBytes: 0, wantedBytes: 0)
+            let command = OutstandingCommand(
+                header, activity, .absorb, account(activity, .other), scsiBytes: 0, wantedBytes: 0)
             run(operation, for: command)
         }
+    }
+
+    /// Where a command that has just come is counted.
+    func account(_ activity: CommandActivity?, _ kind: CommandCounters.Kind) -> CommandAccount {
+        CommandAccount(counters: activity?.nexus.counters ?? counters.own, kind: kind, startedAt: receivedAt)
     }
 
     private func begin(_ cdb: CommandBlock, _ header: BasicHeader) -> (CommandDisposition, CommandActivity?) {
@@ -58,6 +63,7 @@ extension Session {
             let started = nexus.unit.begin(cdb, nexus: nexus)
             if case .detached = started.disposition {
                 nexuses[lun] = nil
+                counters.end(nexus)
                 continue
             }
             return (started.disposition, started.activity)
@@ -67,17 +73,18 @@ extension Session {
 
     func nexus(_ lun: Int) -> LogicalUnitNexus? {
         if let known = nexuses[lun] { return known }
-        let nexus = directory.attach(lun: lun, initiatorPort: outcome.initiatorPort)
+        guard let nexus = directory.attach(lun: lun, initiatorPort: outcome.initiatorPort) else { return nil }
         nexuses[lun] = nexus
+        counters.begin(nexus)
         return nexus
     }
 
     /// A command that no logical unit was asked about.
     private func carryOutWithoutUnit(_ header: BasicHeader, _ disposition: CommandDisposition) {
         switch disposition {
-        case .parameterData(let bytes): sendParameterData(header, bytes)
-        case .end(let end): respond(header, end, scsiBytes: 0, movedBytes: 0)
-        default: respond(header, .good, scsiBytes: 0, movedBytes: 0)
+        case .parameterData(let bytes): sendParameterData(header, bytes, account(nil, .other))
+        case .end(let end): respond(header, end, account(nil, .other), scsiBytes: 0, movedBytes: 0)
+        default: respond(header, .good, account(nil, .other), scsiBytes: 0, movedBytes: 0)
         }
     }
 
@@ -86,11 +93,12 @@ extension Session {
     private func endAtOnce(_ header: BasicHeader, _ activity: CommandActivity, _ end: CommandEnd) {
         guard !header.isFinal else {
             respond(
-                header, end, scsiBytes: 0, movedBytes: 0,
+                header, end, account(activity, .other), scsiBytes: 0, movedBytes: 0,
                 descriptorSense: end != .good && activity.unit.usesDescriptorSense)
             return
         }
-        let command = OutstandingCommand(header, activity, .absorb, scsiBytes: 0, wantedBytes: 0)
+        let command = OutstandingCommand(
+            header, activity, .absorb, account(activity, .other), scsiBytes: 0, wantedBytes: 0)
         command.failure = end
         command.receivedBytes = header.dataSegmentBytes
         command.unsolicitedLimit = min(parameters.firstBurstBytes, Int(header.expectedTransferBytes))
@@ -104,11 +112,12 @@ extension Session {
     ///   - scsiBytes: what the CDB would move.
     ///   - movedBytes: what moved.
     func respond(
-        _ request: BasicHeader, _ end: CommandEnd, scsiBytes: Int, movedBytes: Int, dataPDUs: UInt32 = 0,
-        descriptorSense: Bool = false
+        _ request: BasicHeader, _ end: CommandEnd, _ account: CommandAccount, scsiBytes: Int, movedBytes: Int,
+        dataPDUs: UInt32 = 0, descriptorSense: Bool = false
     ) {
         ended(request)
         if end == .aborted { return }
+        account.ended()
         var header = BasicHeader(.scsiResponse)
         header[byte: 3] = end.status
         header.initiatorTaskTag = request.initiatorTaskTag
@@ -119,11 +128,11 @@ extension Session {
         header = numbered(header)
         header.dataSN = dataPDUs
         guard case .sense(let sense) = end else {
-            if end != .good { counters.commandFailed() }
+            if end != .good { account.counters.failed() }
             emit(header)
             return
         }
-        if sense.key != .unitAttention { counters.commandFailed() }
+        if sense.key != .unitAttention { account.counters.failed() }
         let bytes = sense.encoded(descriptorFormat: descriptorSense)
         emit(header, [UInt8(bytes.count >> 8), UInt8(bytes.count & 0xFF)] + bytes)
     }
@@ -143,7 +152,7 @@ extension Session {
     func end(_ command: OutstandingCommand, _ end: CommandEnd) {
         forget(command)
         respond(
-            command.header, end, scsiBytes: command.scsiBytes,
+            command.header, end, command.account, scsiBytes: command.scsiBytes,
             movedBytes: min(command.receivedBytes, command.wantedBytes), dataPDUs: command.requestSN,
             descriptorSense: end != .good && command.activity.unit.usesDescriptorSense)
     }
@@ -162,7 +171,7 @@ extension Session {
         let token = nextToken
         nextToken += 1
         let waiting = OutstandingCommand(
-            command.header, command.activity, .blocking(token: token), scsiBytes: command.scsiBytes,
+            command.header, command.activity, .blocking(token: token), command.account, scsiBytes: command.scsiBytes,
             wantedBytes: command.wantedBytes)
         waiting.receivedBytes = command.receivedBytes
         waiting.requestSN = command.requestSN

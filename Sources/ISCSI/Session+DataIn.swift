@@ -5,15 +5,15 @@ import SCSI
 extension Session {
     // MARK: Parameter data
 
-    func sendParameterData(_ request: BasicHeader, _ bytes: [UInt8]) {
+    func sendParameterData(_ request: BasicHeader, _ bytes: [UInt8], _ account: CommandAccount) {
         let expected = request.flags & 0x40 != 0 ? Int(request.expectedTransferBytes) : 0
         let total = min(bytes.count, expected)
         guard total > 0 else {
-            respond(request, .good, scsiBytes: bytes.count, movedBytes: 0)
+            respond(request, .good, account, scsiBytes: bytes.count, movedBytes: 0)
             return
         }
         var read = ReadTransfer(
-            header: request, activity: nil, offset: 0, scsiBytes: bytes.count, totalBytes: total)
+            header: request, account: account, activity: nil, offset: 0, scsiBytes: bytes.count, totalBytes: total)
         while read.sentBytes < total {
             let count = nextSegment(read)
             let start = beginDataIn()
@@ -27,9 +27,10 @@ extension Session {
     func beginRead(_ header: BasicHeader, _ activity: CommandActivity, offset: UInt64, count: Int) {
         let expected = header.flags & 0x40 != 0 ? Int(header.expectedTransferBytes) : 0
         var read = ReadTransfer(
-            header: header, activity: activity, offset: offset, scsiBytes: count, totalBytes: min(count, expected))
+            header: header, account: account(activity, .read), activity: activity, offset: offset, scsiBytes: count,
+            totalBytes: min(count, expected))
         guard read.totalBytes > 0 else {
-            respond(header, .good, scsiBytes: count, movedBytes: 0)
+            respond(header, .good, read.account, scsiBytes: count, movedBytes: 0)
             return
         }
         // The usual case goes straight out; a read that has to wait keeps its place behind the others.
@@ -64,12 +65,12 @@ extension Session {
         } catch {
             output.moveWriterIndex(to: start)
             respond(
-                read.header, error, scsiBytes: read.scsiBytes, movedBytes: read.sentBytes, dataPDUs: read.dataSN,
-                descriptorSense: activity.unit.usesDescriptorSense)
+                read.header, error, read.account, scsiBytes: read.scsiBytes, movedBytes: read.sentBytes,
+                dataPDUs: read.dataSN, descriptorSense: activity.unit.usesDescriptorSense)
             return true
         }
         completeDataIn(&read, start: start, count: count)
-        counters.read(count)
+        read.account.counters.read(count)
         return read.sentBytes == read.totalBytes
     }
 
@@ -116,6 +117,7 @@ extension Session {
         read.dataSN &+= 1
         if read.sentBytes == read.totalBytes {
             ended(read.header)
+            read.account.ended()
             // F and S: the last PDU carries the status, which is GOOD.
             header.flags = 0x81
             setResidual(

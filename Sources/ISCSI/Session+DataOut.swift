@@ -11,13 +11,44 @@ extension Session {
     ) {
         let expected = header.flags & 0x20 != 0 ? Int(header.expectedTransferBytes) : 0
         let wanted = min(operation.lengthBytes, expected)
+        if header.isFinal, wanted > 0, data.count >= wanted, wanted % activity.unit.blockBytes == 0 {
+            writeAtOnce(header, activity, operation, UnsafeRawBufferPointer(rebasing: data[..<wanted]))
+            return
+        }
         let command = OutstandingCommand(
-            header, activity, .dataOut(operation), scsiBytes: operation.lengthBytes, wantedBytes: wanted)
+            header, activity, .dataOut(operation), account(activity, .write), scsiBytes: operation.lengthBytes,
+            wantedBytes: wanted)
         if wanted % activity.unit.blockBytes != 0 {
             // Part of a block cannot be written (FCP-4 9.4.2's rule b, which iSCSI targets follow).
             command.failure = .sense(SenseData(.illegalRequest, .invalidFieldInInformationUnit))
         }
         beginTransfer(command, data)
+    }
+
+    /// The usual small write, all of whose data came with it: it is over before anybody could ask about it.
+    private func writeAtOnce(
+        _ header: BasicHeader, _ activity: CommandActivity, _ operation: DataOutOperation,
+        _ data: UnsafeRawBufferPointer
+    ) {
+        let account = account(activity, .write)
+        account.counters.wrote(data.count)
+        do throws(CommandEnd) {
+            try activity.unit.consume(operation, at: 0, bytes: data, activity: activity)
+        } catch {
+            respond(
+                header, error, account, scsiBytes: operation.lengthBytes, movedBytes: data.count,
+                descriptorSense: activity.unit.usesDescriptorSense)
+            return
+        }
+        guard let last = activity.unit.finish(operation) else {
+            respond(header, .good, account, scsiBytes: operation.lengthBytes, movedBytes: data.count)
+            return
+        }
+        let command = OutstandingCommand(
+            header, activity, .dataOut(operation), account, scsiBytes: operation.lengthBytes,
+            wantedBytes: data.count)
+        command.receivedBytes = data.count
+        run(last, for: command)
     }
 
     func beginParameterList(
@@ -26,7 +57,8 @@ extension Session {
     ) {
         let expected = header.flags & 0x20 != 0 ? Int(header.expectedTransferBytes) : 0
         let command = OutstandingCommand(
-            header, activity, .parameterList(operation), scsiBytes: count, wantedBytes: count)
+            header, activity, .parameterList(operation), account(activity, .other), scsiBytes: count,
+            wantedBytes: count)
         gatheredBytes += count
         if operation.needsExactLength ? expected != count : expected < count {
             command.failure = .sense(
@@ -60,7 +92,7 @@ extension Session {
         switch command.work {
         case .parameterList: command.gathered.append(contentsOf: bytes)
         case .dataOut(let operation):
-            counters.wrote(bytes.count)
+            command.account.counters.wrote(bytes.count)
             do throws(CommandEnd) {
                 try consume(bytes, at: begin, operation, command)
             } catch {

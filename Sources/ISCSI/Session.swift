@@ -68,6 +68,8 @@ final class Session {
     var textAnswer: [UInt8] = []
     var textTag: UInt32 = BasicHeader.reservedTag
 
+    /// When the bytes came that are being handled.
+    var receivedAt: UInt64 = 0
     var isClosing = false
     var hasReceived = true
     var silentSince: Int64 = 0
@@ -104,6 +106,7 @@ final class Session {
     /// - Returns: how many bytes were used up, and how many the next PDU needs at least.
     func receive(_ bytes: UnsafeRawBufferPointer) -> (used: Int, needed: Int) {
         hasReceived = true
+        receivedAt = MonotonicClock.nanoseconds()
         var used = 0
         while !isClosing && transport.isWritable {
             let rest = UnsafeRawBufferPointer(rebasing: bytes[used...])
@@ -307,6 +310,7 @@ final class OutstandingCommand {
     let header: BasicHeader
     let activity: CommandActivity
     let work: Work
+    let account: CommandAccount
     /// Bytes the CDB asks for, and bytes that are taken: the lesser of that and what the initiator has.
     let scsiBytes: Int
     let wantedBytes: Int
@@ -338,8 +342,12 @@ final class OutstandingCommand {
         var dataSN: UInt32 = 0
     }
 
-    init(_ header: BasicHeader, _ activity: CommandActivity, _ work: Work, scsiBytes: Int, wantedBytes: Int) {
+    init(
+        _ header: BasicHeader, _ activity: CommandActivity, _ work: Work, _ account: CommandAccount, scsiBytes: Int,
+        wantedBytes: Int
+    ) {
         self.header = header
+        self.account = account
         self.activity = activity
         self.work = work
         self.scsiBytes = scsiBytes
@@ -350,6 +358,7 @@ final class OutstandingCommand {
 /// A read of which some Data-In PDUs are still to be sent.
 struct ReadTransfer {
     var header: BasicHeader
+    var account: CommandAccount
     /// Nil for data that is at hand.
     var activity: CommandActivity?
     var offset: UInt64

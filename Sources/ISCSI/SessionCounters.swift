@@ -1,24 +1,52 @@
+import Glibc
+import SCSI
 import Synchronization
 
-/// What a session counts; written on its event loop, read from anywhere.
+/// What a session counts: the sum over its I_T nexuses, and the commands that no logical unit was asked about.
 final class SessionCounters: Sendable {
-    private let commandCount = Atomic<UInt64>(0)
-    private let failureCount = Atomic<UInt64>(0)
-    private let readCount = Atomic<UInt64>(0)
-    private let writtenCount = Atomic<UInt64>(0)
+    /// Of commands without a logical unit, REPORT LUNS for instance.
+    let own = CommandCounters()
+    private let state = Mutex(State())
 
-    var commands: UInt64 { commandCount.load(ordering: .relaxed) }
-    var failedCommands: UInt64 { failureCount.load(ordering: .relaxed) }
-    var bytesRead: UInt64 { readCount.load(ordering: .relaxed) }
-    var bytesWritten: UInt64 { writtenCount.load(ordering: .relaxed) }
+    private struct State {
+        var nexuses: [CommandCounters] = []
+        /// Of nexuses that have ended within the session.
+        var ended = CommandStatistics()
+    }
 
-    func commandBegan() { Self.add(1, commandCount) }
-    func commandFailed() { Self.add(1, failureCount) }
-    func read(_ bytes: Int) { Self.add(UInt64(bytes), readCount) }
-    func wrote(_ bytes: Int) { Self.add(UInt64(bytes), writtenCount) }
+    func begin(_ nexus: LogicalUnitNexus) { state.withLock { $0.nexuses.append(nexus.counters) } }
 
-    /// One writer only, so a load and a store do; they are cheaper than a locked addition.
-    private static func add(_ value: UInt64, _ counter: borrowing Atomic<UInt64>) {
-        counter.store(counter.load(ordering: .relaxed) &+ value, ordering: .relaxed)
+    func end(_ nexus: LogicalUnitNexus) {
+        state.withLock { state in
+            guard let index = state.nexuses.firstIndex(where: { $0 === nexus.counters }) else { return }
+            state.ended += state.nexuses.remove(at: index).statistics
+        }
+    }
+
+    var statistics: CommandStatistics {
+        state.withLock { state in
+            var sum = state.ended
+            sum += own.statistics
+            for counters in state.nexuses { sum += counters.statistics }
+            return sum
+        }
+    }
+}
+
+/// Where a command is counted when it ends, and since when it is under way.
+struct CommandAccount {
+    let counters: CommandCounters
+    let kind: CommandCounters.Kind
+    /// Of ``MonotonicClock``.
+    let startedAt: UInt64
+
+    func ended() { counters.ended(kind, nanoseconds: MonotonicClock.nanoseconds() &- startedAt) }
+}
+
+enum MonotonicClock {
+    static func nanoseconds() -> UInt64 {
+        var time = timespec()
+        clock_gettime(CLOCK_MONOTONIC, &time)
+        return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
     }
 }

@@ -47,9 +47,7 @@ final class LiveSession: Sendable {
     var record: SessionRecord {
         SessionRecord(
             id: id, iqn: iqn, initiator: initiatorPort.name, address: address, portalGroupTag: portalGroupTag,
-            tsih: tsih, connectedAt: connectedAt,
-            commands: counters.commands, bytesRead: counters.bytesRead, bytesWritten: counters.bytesWritten,
-            isDiscovery: iqn.isEmpty)
+            tsih: tsih, connectedAt: connectedAt, statistics: counters.statistics, isDiscovery: iqn.isEmpty)
     }
 }
 
@@ -57,9 +55,10 @@ extension TargetRegistry: LoginPolicy {
     func authorize(initiator: String, target: String?) -> LoginAuthorization {
         state.withLock { state in
             guard let target else {
+                if state.hasDiscoveryRules { return state.admitToDiscovery(initiator) }
                 // Any secret that this initiator has at one of the targets proves who it is.
                 let known = state.targets.values.compactMap { $0.rule(for: initiator)?.chap }
-                return .allowed(credentials: known)
+                return .allowed(credentials: known, isOptional: true)
             }
             switch state.admit(initiator: initiator, target: target) {
             case .failure(let failure): return .refused(failure)
@@ -88,6 +87,10 @@ extension TargetRegistry: LoginPolicy {
                 case .failure(let failure): return .failure(failure)
                 case .success(let found): rule = found.rule
                 }
+            } else if state.hasDiscoveryRules,
+                case .refused(let failure) = state.admitToDiscovery(outcome.initiatorPort.name)
+            {
+                return .failure(failure)
             }
             let iqn = outcome.target ?? ""
             let replaced = state.sessions.values.filter {
@@ -119,14 +122,31 @@ extension TargetRegistry: LoginPolicy {
 
 extension TargetRegistry.Target {
     func rule(for initiator: String) -> (rule: InitiatorRule, chap: CHAPCredentials?)? {
+        rules.best(for: initiator)
+    }
+}
+
+extension [InitiatorRule: CHAPCredentials?] {
+    /// A name's own rule goes before the one for any.
+    fileprivate func best(for initiator: String) -> (rule: InitiatorRule, chap: CHAPCredentials?)? {
         for rule in [InitiatorRule.named(initiator), .any] {
-            if let chap = rules[rule] { return (rule, chap) }
+            if let chap = self[rule] { return (rule, chap) }
         }
         return nil
     }
 }
 
 extension TargetRegistry.State {
+    fileprivate func admitToDiscovery(_ initiator: String) -> LoginAuthorization {
+        guard let rule = discoveryRules.best(for: initiator) else {
+            return .refused(
+                LoginFailure(
+                    status: .authorizationFailure,
+                    message: "initiator \(printable(initiator)) is not allowed to discover targets"))
+        }
+        return .allowed(credentials: rule.chap.map { [$0] } ?? [])
+    }
+
     fileprivate func admit(
         initiator: String, target name: String
     ) -> Result<(rule: InitiatorRule, chap: CHAPCredentials?), LoginFailure> {

@@ -26,6 +26,10 @@ public final class TargetRegistry: Sendable {
         /// Relative target port identifiers.
         var ports: [TargetPort: UInt16] = [:]
         var usedIdentifiers: Set<UInt16> = []
+        /// Empty: discovery is open to all, each seeing what it may log in to.
+        var discoveryRules: [InitiatorRule: CHAPCredentials?] = [:]
+        var isDiscoveryClosed = false
+        var hasDiscoveryRules: Bool { isDiscoveryClosed || !discoveryRules.isEmpty }
     }
 
     struct Target {
@@ -179,6 +183,35 @@ public final class TargetRegistry: Sendable {
         for session in sessions { session.control.drop("its access to \(name) was taken back") }
     }
 
+    /// Restricts discovery to initiators with a rule, with CHAP of its own when `chap` is given. The first rule closes
+    /// discovery to all others; what an initiator sees is what it may log in to, with or without.
+    public func allowDiscovery(initiator: InitiatorRule, chap: CHAPCredentials? = nil) throws(TargetError) {
+        let rule = try initiator.normalized()
+        try change { state throws(TargetError) in
+            guard state.discoveryRules[rule] != nil || state.discoveryRules.count < limits.rulesPerTarget else {
+                throw .limit("discovery rules (\(limits.rulesPerTarget))")
+            }
+            state.discoveryRules[rule] = .some(chap)
+        }
+    }
+
+    /// Shuts out everybody without a rule, even where no rule is left.
+    public func closeDiscovery() throws(TargetError) {
+        try change { state throws(TargetError) in state.isDiscoveryClosed = true }
+    }
+
+    /// Takes a rule back. Without any rule discovery is open again.
+    /// - Throws: ``TargetError/noSuchRule(iqn:initiator:)`` with the name `discovery`.
+    public func denyDiscovery(initiator: InitiatorRule) throws(TargetError) {
+        let rule = try initiator.normalized()
+        try change { state throws(TargetError) in
+            guard state.discoveryRules.removeValue(forKey: rule) != nil else {
+                throw .noSuchRule(iqn: "discovery", initiator: rule)
+            }
+            if state.discoveryRules.isEmpty { state.isDiscoveryClosed = false }
+        }
+    }
+
     // MARK: Sessions
 
     public func sessions() -> [SessionRecord] {
@@ -239,12 +272,18 @@ public final class TargetRegistry: Sendable {
 
     private func unit(_ naa: String) -> LogicalUnit? { state.withLock { $0.units[naa.lowercased()] } }
 
+    /// What was done to each device that is mapped, by NAA name, since it was first mapped.
+    public func deviceStatistics() -> [(naa: String, statistics: CommandStatistics)] {
+        let units = state.withLock { Array($0.units.values) }
+        return units.map { ($0.identity.naa, $0.statistics) }.sorted { $0.naa < $1.naa }
+    }
+
     public func metrics() -> [TargetMetrics] {
         state.withLock { state in
             state.targets.values.sorted { $0.port.name < $1.port.name }.map { target in
                 state.sessions.values.filter { $0.iqn == target.port.name }.reduce(into: target.totals) {
                     $0.sessions += 1
-                    $0.add($1.counters)
+                    $0.statistics += $1.counters.statistics
                 }
             }
         }
@@ -264,15 +303,6 @@ public final class TargetRegistry: Sendable {
     }
 }
 
-extension TargetMetrics {
-    mutating func add(_ counters: SessionCounters) {
-        commands += counters.commands
-        failedCommands += counters.failedCommands
-        bytesRead += counters.bytesRead
-        bytesWritten += counters.bytesWritten
-    }
-}
-
 extension TargetRegistry.State {
     /// Forgets a unit that no target maps any more.
     fileprivate mutating func releaseUnit(_ unit: LogicalUnit) {
@@ -283,7 +313,7 @@ extension TargetRegistry.State {
     /// Takes a session out of the list, its counts into its target's totals.
     mutating func remove(_ session: LiveSession) {
         guard sessions.removeValue(forKey: session.id) != nil else { return }
-        targets[session.iqn]?.totals.add(session.counters)
+        targets[session.iqn]?.totals.statistics += session.counters.statistics
     }
 }
 

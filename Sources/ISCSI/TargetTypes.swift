@@ -128,9 +128,7 @@ public struct SessionRecord: Sendable, Equatable {
     public var tsih: UInt16
     /// Nanoseconds since 1970.
     public var connectedAt: Int64
-    public var commands: UInt64
-    public var bytesRead: UInt64
-    public var bytesWritten: UInt64
+    public var statistics: CommandStatistics
     public var isDiscovery: Bool
 }
 
@@ -159,10 +157,7 @@ public struct TargetRecord: Sendable, Equatable {
 public struct TargetMetrics: Sendable, Equatable {
     public var iqn: String
     public var sessions = 0
-    public var commands: UInt64 = 0
-    public var failedCommands: UInt64 = 0
-    public var bytesRead: UInt64 = 0
-    public var bytesWritten: UInt64 = 0
+    public var statistics = CommandStatistics()
     public var loginsAccepted: UInt64 = 0
     public var loginsRefused: UInt64 = 0
 

@@ -33,6 +33,8 @@ public final class LogicalUnit: Sendable {
         /// Copies under way, and the results of earlier ones.
         var copies: [CopyRecord] = []
         var nextCopy: UInt64 = 0
+        /// Of nexuses that have ended.
+        var statistics = CommandStatistics()
     }
 
     /// A unit whose reservations end with the process: APTPL is not offered.
@@ -83,6 +85,13 @@ public final class LogicalUnit: Sendable {
     /// The D_SENSE bit: whether sense data goes out in descriptor format.
     public var usesDescriptorSense: Bool { state.withLock { $0.modes.descriptorSense } }
 
+    /// What all I_T nexuses together have done since the unit was made.
+    public var statistics: CommandStatistics {
+        state.withLock { state in
+            state.nexuses.reduce(into: state.statistics) { $0 += $1.counters.statistics }
+        }
+    }
+
     // MARK: I_T nexuses
 
     /// Discards REPORTED LUNS DATA HAS CHANGED for a nexus that has just read the list.
@@ -110,6 +119,7 @@ public final class LogicalUnit: Sendable {
     /// reservations stay.
     public func detach(_ nexus: LogicalUnitNexus) {
         state.withLock { state in
+            if !nexus.isDetached { state.statistics += nexus.counters.statistics }
             nexus.isDetached = true
             nexus.generation &+= 1
             state.nexuses.removeAll { $0 === nexus }
@@ -266,6 +276,7 @@ public final class LogicalUnitNexus: @unchecked Sendable {
     public let initiatorPort: InitiatorPort
     public let targetPort: TargetPort
     let copyDirectory: (any CopyDirectory)?
+    public let counters = CommandCounters()
     fileprivate(set) var generation: UInt32 = 0
     fileprivate(set) var isDetached = false
     private var attentions: [AdditionalSense] = []

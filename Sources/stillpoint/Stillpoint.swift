@@ -16,7 +16,8 @@ struct Stillpoint: AsyncParsableCommand {
         version: Release.version,
         subcommands: [
             Serve.self, ConfigCheck.self, Status.self, PoolCommands.self, VolumeCommands.self, SnapshotCommands.self,
-            CloneCommands.self, ReceiveCommands.self, TargetCommands.self, PortalCommands.self, AgentCommands.self,
+            CloneCommands.self, ReceiveCommands.self, TargetCommands.self, PortalCommands.self, SessionCommands.self,
+            DiscoveryCommands.self, AgentCommands.self,
             GuestCommands.self,
             JobCommands.self,
         ])

@@ -177,7 +177,9 @@ final class FakeNode: AttachmentNode {
             if state.lingeringSessions > 0 {
                 state.lingeringSessions -= 1
                 sessions = [
-                    SessionInfo(initiator: "iqn.2026-11.io.stillpoint:attach-host-1-db", address: "a", tsih: 1)
+                    SessionInfo(
+                        id: 1, target: "t", initiator: "iqn.2026-11.io.stillpoint:attach-host-1-db", address: "a",
+                        tsih: 1)
                 ]
             }
             return TargetInfo(

@@ -66,7 +66,8 @@ struct ParsingTests {
             "volume create db --size 10GiB --no-export", "volume revert a b --to s1 --drive",
             "volume revert a --undo --dry-run",
             "target allow iqn.x --initiator any --chap-user u --chap-secret-file f",
-            "target deny iqn.x --initiator any",
+            "target deny iqn.x --initiator any", "session list", "session drop 7", "discovery show",
+            "discovery allow --initiator any --chap-user u --chap-secret-file f", "discovery deny --initiator any",
             "snapshot create a b --consistency application --allow-lower --name n --lease 5",
             "snapshot list db -o json",
             "clone create s1 --name c --volume v", "agent token h --valid 60", "job watch j", "status", "configcheck",
@@ -82,6 +83,7 @@ struct ParsingTests {
         arguments: [
             "volume create db", "volume create db --size 10XB", "volume create db --size 100", "volume revert a",
             "volume revert a --to s --undo", "target allow iqn.x", "target allow iqn.x --initiator any --chap-user u",
+            "session drop", "session drop x", "discovery allow", "discovery allow --initiator any --mutual-user u",
             "snapshot create", "snapshot create a a", "snapshot create a --lease 1",
             "snapshot create a --consistency x",
             "frobnicate", "volume frobnicate", "agent token h --valid 5", "status more",

@@ -137,9 +137,9 @@ struct RegistryTests {
         try registry.allow(iqn, initiator: .any, chap: chap)
         try registry.allow(iqn, initiator: .named("iqn.2026-11.test:INITIATOR"))
         guard
-            case .allowed(let credentials) = registry.authorize(
+            case .allowed(let credentials, _) = registry.authorize(
                 initiator: "iqn.2026-11.test:initiator", target: iqn), credentials.isEmpty,
-            case .allowed(let others) = registry.authorize(initiator: "iqn.2026-11.test:x", target: iqn),
+            case .allowed(let others, _) = registry.authorize(initiator: "iqn.2026-11.test:x", target: iqn),
             others == [chap]
         else {
             Issue.record("wrong rule")

@@ -70,7 +70,8 @@ struct SchemaTests {
         Sample(
             "AccessInfo", AccessInfo(initiator: "i", chapUser: "u", isMutual: true),
             AccessInfo(initiator: "i", chapUser: nil, isMutual: false)),
-        Sample("SessionInfo", SessionInfo(initiator: "i", address: "a", tsih: 1)),
+        Sample("SessionInfo", SessionInfo(id: 1, target: "t", initiator: "i", address: "a", tsih: 1)),
+        Sample("LatencyInfo", LatencyInfo()), Sample("DiscoveryInfo", DiscoveryInfo(access: [])),
         Sample(
             "TargetAllowRequest",
             TargetAllowRequest(

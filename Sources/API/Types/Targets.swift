@@ -47,18 +47,6 @@ public struct AccessInfo: Codable, Sendable, Equatable {
     }
 }
 
-public struct SessionInfo: Codable, Sendable, Equatable {
-    public var initiator: String
-    public var address: String
-    public var tsih: Int
-
-    public init(initiator: String, address: String, tsih: Int) {
-        self.initiator = initiator
-        self.address = address
-        self.tsih = tsih
-    }
-}
-
 public struct TargetAllowRequest: Codable, Sendable, Equatable {
     /// An initiator name, or `any`.
     public var initiator: String

@@ -115,7 +115,7 @@ extension Inventory {
                 AccessInfo(initiator: rule.initiator, chapUser: rule.chapUser, isMutual: rule.mutualUser != nil)
             },
             sessions: sessions.filter { $0.iqn == target.iqn }
-                .map { SessionInfo(initiator: $0.initiator, address: $0.address, tsih: Int($0.tsih)) })
+                .map(SessionInfo.init))
     }
 
     // MARK: Pool

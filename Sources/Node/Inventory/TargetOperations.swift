@@ -21,12 +21,7 @@ extension Inventory {
                     "exportIsPrivate", "\(target.iqn) shows a snapshot to one initiator; others cannot be let in",
                     hint: "Export the snapshot once more, for the other initiator")
             }
-            let context = Self.sealContext(target.iqn, initiator)
-            let rule = AccessRule(
-                initiator: initiator, chapUser: request.chapUser,
-                sealedSecret: try request.chapSecret.map { try secrets.seal($0, context: context) },
-                mutualUser: request.mutualUser,
-                sealedMutualSecret: try request.mutualSecret.map { try secrets.seal($0, context: context + "/mutual") })
+            let rule = try sealedRule(request, initiator: initiator, context: Self.sealContext(target.iqn, initiator))
             try registry.allow(target.iqn, initiator: Self.registryRule(initiator), chap: chap)
             do {
                 try await catalog.setAccess(rule, iqn: target.iqn)
@@ -77,13 +72,13 @@ extension Inventory {
         return name
     }
 
-    private static func registryRule(_ initiator: String) -> InitiatorRule {
+    static func registryRule(_ initiator: String) -> InitiatorRule {
         initiator == "any" ? .any : .named(initiator)
     }
 
     static func sealContext(_ iqn: String, _ initiator: String) -> String { "\(iqn)/\(initiator)" }
 
-    private static func credentials(_ request: TargetAllowRequest) throws -> CHAPCredentials? {
+    static func credentials(_ request: TargetAllowRequest) throws -> CHAPCredentials? {
         guard (request.chapUser != nil) == (request.chapSecret != nil),
             (request.mutualUser != nil) == (request.mutualSecret != nil)
         else { throw APIFailure.invalid("a CHAP user and its secret are given together or not at all") }
@@ -133,17 +128,28 @@ extension Inventory {
         }
     }
 
+    /// A rule as the catalog keeps it: its secrets sealed for this place only.
+    func sealedRule(_ request: TargetAllowRequest, initiator: String, context: String) throws -> AccessRule {
+        AccessRule(
+            initiator: initiator, chapUser: request.chapUser,
+            sealedSecret: try request.chapSecret.map { try secrets.seal($0, context: context) },
+            mutualUser: request.mutualUser,
+            sealedMutualSecret: try request.mutualSecret.map { try secrets.seal($0, context: context + "/mutual") })
+    }
+
+    /// The credentials of a recorded rule; nil for one without CHAP.
+    func opened(_ rule: AccessRule, context: String) throws -> CHAPCredentials? {
+        guard let user = rule.chapUser else { return nil }
+        guard let sealed = rule.sealedSecret else { throw FileFailure(message: "its CHAP secret is missing") }
+        return try Self.credentials(
+            user, try secrets.open(sealed, context: context), rule.mutualUser,
+            try rule.sealedMutualSecret.map { try secrets.open($0, context: context + "/mutual") })
+    }
+
     /// A rule whose secret does not open stays closed, and is named in the log.
     private func allowRecorded(_ rule: AccessRule, iqn: String) {
         do {
-            var chap: CHAPCredentials?
-            let context = Self.sealContext(iqn, rule.initiator)
-            if let user = rule.chapUser {
-                guard let sealed = rule.sealedSecret else { throw FileFailure(message: "its CHAP secret is missing") }
-                chap = try Self.credentials(
-                    user, try secrets.open(sealed, context: context), rule.mutualUser,
-                    try rule.sealedMutualSecret.map { try secrets.open($0, context: context + "/mutual") })
-            }
+            let chap = try opened(rule, context: Self.sealContext(iqn, rule.initiator))
             try registry.allow(iqn, initiator: Self.registryRule(rule.initiator), chap: chap)
         } catch {
             logger.error(
@@ -222,6 +228,7 @@ extension Inventory {
 
     /// Brings the catalog in line with the pool, then gives all targets to the iSCSI target.
     func reconcile() async throws {
+        try await serveDiscoveryRules()
         let contents = try await contents()
         let volumes = Set(contents.volumes.map(\.id.description))
         let members = Dictionary(

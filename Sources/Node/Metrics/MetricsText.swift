@@ -1,3 +1,5 @@
+import SCSI
+
 /// Metrics in Prometheus' text format, version 0.0.4.
 struct MetricsText {
     static let contentType = "text/plain; version=0.0.4; charset=utf-8"
@@ -23,6 +25,26 @@ struct MetricsText {
         for sample in samples {
             let labels = sample.labels.map { "\($0.0)=\"\(Self.escaped($0.1))\"" }.joined(separator: ",")
             text += name + (labels.isEmpty ? "" : "{\(labels)}") + " \(Self.number(sample.value))\n"
+        }
+    }
+
+    /// A histogram of seconds; its buckets add up, as the format wants it.
+    mutating func add(
+        _ name: String, _ help: String, _ histograms: [(labels: [(String, String)], histogram: LatencyHistogram)]
+    ) {
+        guard !histograms.isEmpty else { return }
+        text += "# HELP \(name) \(help)\n# TYPE \(name) histogram\n"
+        for (pairs, histogram) in histograms {
+            let labels = pairs.map { "\($0.0)=\"\(Self.escaped($0.1))\"" }.joined(separator: ",")
+            var sum: UInt64 = 0
+            for (index, count) in histogram.counts.enumerated() {
+                sum += count
+                let bounds = LatencyHistogram.upperBoundsSeconds
+                let bound = index < bounds.count ? String(bounds[index]) : "+Inf"
+                text += "\(name)_bucket{\(labels),le=\"\(bound)\"} \(sum)\n"
+            }
+            text += "\(name)_sum{\(labels)} \(Double(histogram.sumNanoseconds) / 1e9)\n"
+            text += "\(name)_count{\(labels)} \(sum)\n"
         }
     }
 

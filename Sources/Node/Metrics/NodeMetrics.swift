@@ -2,6 +2,7 @@ import API
 import BlockStore
 import Foundation
 import ISCSI
+import SCSI
 
 extension NodeServices {
     /// Everything that `/metrics` shows, at one moment.
@@ -18,6 +19,8 @@ extension NodeServices {
         addPoolHealth(statistics, to: &metrics)
         addVolumes(contents, to: &metrics)
         addTargets(to: &metrics)
+        addDevices(contents, to: &metrics)
+        addSessions(to: &metrics)
         try await addAgentsAndJobs(to: &metrics)
         return metrics.text
     }
@@ -120,15 +123,66 @@ extension NodeServices {
         }
         metrics.add(
             "stillpoint_target_sessions", .gauge, "Sessions of a target.", samples { UInt64(max(0, $0.sessions)) })
-        metrics.add("stillpoint_target_commands_total", .counter, "Commands ended.", samples(\.commands))
-        metrics.add(
-            "stillpoint_target_failed_commands_total", .counter, "Commands not ended with GOOD.",
-            samples(\.failedCommands))
-        metrics.add("stillpoint_target_read_bytes_total", .counter, "Bytes read.", samples(\.bytesRead))
-        metrics.add("stillpoint_target_written_bytes_total", .counter, "Bytes written.", samples(\.bytesWritten))
+        Self.add("target", targets.map { ([("target", $0.iqn)], $0.statistics) }, to: &metrics)
         metrics.add("stillpoint_target_logins_total", .counter, "Logins accepted.", samples(\.loginsAccepted))
         metrics.add(
             "stillpoint_target_refused_logins_total", .counter, "Logins refused.", samples(\.loginsRefused))
+    }
+
+    /// What was done to a volume through all its targets.
+    private func addDevices(_ contents: Inventory.Contents, to metrics: inout MetricsText) {
+        let names = Dictionary(
+            contents.volumes.map { ($0.naa.description, $0.name) }, uniquingKeysWith: { first, _ in first })
+        let volumes = inventory.registry.deviceStatistics().compactMap { device in
+            names[device.naa].map { ([("volume", $0)], device.statistics) }
+        }
+        Self.add("volume", volumes, to: &metrics)
+    }
+
+    /// Reads, writes and the rest in one histogram: sessions come and go, and there may be many.
+    private func addSessions(to metrics: inout MetricsText) {
+        let sessions = inventory.registry.sessions().filter { !$0.isDiscovery }.map { session in
+            (
+                [("target", session.iqn), ("initiator", session.initiator), ("session", String(session.id))],
+                session.statistics
+            )
+        }
+        Self.addCounters("session", sessions, to: &metrics)
+        metrics.add(
+            "stillpoint_session_command_seconds", "Seconds from a command to its answer.",
+            sessions.map { labels, statistics in
+                var sum = statistics.reads
+                sum += statistics.writes
+                sum += statistics.others
+                return (labels, sum)
+            })
+    }
+
+    private typealias Counted = (labels: [(String, String)], statistics: CommandStatistics)
+
+    private static func add(_ subject: String, _ counted: [Counted], to metrics: inout MetricsText) {
+        addCounters(subject, counted, to: &metrics)
+        metrics.add(
+            "stillpoint_\(subject)_command_seconds", "Seconds from a command to its answer.",
+            counted.flatMap { labels, statistics in
+                [("read", statistics.reads), ("write", statistics.writes), ("other", statistics.others)].map {
+                    (labels + [("operation", $0.0)], $0.1)
+                }
+            })
+    }
+
+    private static func addCounters(_ subject: String, _ counted: [Counted], to metrics: inout MetricsText) {
+        let counters: [(String, String, (CommandStatistics) -> UInt64)] = [
+            ("commands_total", "Commands ended.", { $0.commands }),
+            ("failed_commands_total", "Commands not ended with GOOD.", { $0.failedCommands }),
+            ("read_bytes_total", "Bytes read.", { $0.bytesRead }),
+            ("written_bytes_total", "Bytes written.", { $0.bytesWritten }),
+        ]
+        for (name, help, value) in counters {
+            metrics.add(
+                "stillpoint_\(subject)_\(name)", .counter, help,
+                counted.map { .init(Double(value($0.statistics)), $0.labels) })
+        }
     }
 
     private func addAgentsAndJobs(to metrics: inout MetricsText) async throws {

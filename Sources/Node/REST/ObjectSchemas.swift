@@ -112,8 +112,30 @@ enum ObjectSchemas {
                 required("isMutual", .boolean, "The target proves itself, too."),
             ]),
         ObjectSchema(
-            "SessionInfo", "",
-            [required("initiator", .string), required("address", .string), required("tsih", .integer(0...65_535))]),
+            "SessionInfo", "An initiator that is logged in.",
+            [
+                required("id", .integer(0...Int.max)), required("target", .string, "Empty for a discovery session."),
+                required("initiator", .string), required("address", .string, "HOST:PORT of the initiator."),
+                required("tsih", .integer(0...65_535)), required("portalGroup", .integer(1...65_535)),
+                required("connectedAt", .date), required("commands", .integer(0...Int.max)),
+                required("failedCommands", .integer(0...Int.max)), required("readBytes", .bytes),
+                required("writtenBytes", .bytes), required("reads", .named("LatencyInfo")),
+                required("writes", .named("LatencyInfo")),
+            ]),
+        ObjectSchema(
+            "LatencyInfo", "From the arrival of a command to its answer.",
+            [
+                required("count", .integer(0...Int.max)), required("meanSeconds", .seconds),
+                required("medianSeconds", .seconds, "Rounded up to 16 µs, 32 µs, … 16.8 s."),
+                required("p99Seconds", .seconds, "Rounded in the same way."),
+            ]),
+        ObjectSchema(
+            "DiscoveryInfo", "Who may ask which targets there are.",
+            [
+                required(
+                    "access", .array(.named("AccessInfo")),
+                    "Empty means anybody, each seeing the targets that it may log in to.")
+            ]),
         ObjectSchema(
             "TargetAllowRequest", "",
             [

@@ -11,7 +11,8 @@ struct RouteTable: Sendable {
         self.services = services
         var routes =
             Self.node(services) + Self.pool(services) + Self.volumes(services) + Self.targets(services)
-            + Self.portals(services) + Self.snapshots(services) + Self.clones(services) + Self.agents(services)
+            + Self.portals(services) + Self.snapshots(services) + Self.clones(services) + Self.sessions(services)
+            + Self.agents(services)
             + Self.guests(services)
             + Self.jobs(services) + Self.history(services) + Self.streams(services) + [Self.openAPI]
         let document = OpenAPIDocument.make(routes: routes)

@@ -49,33 +49,12 @@ struct TargetCommands: AsyncParsableCommand {
                 "A rule for the same initiator is replaced. Secrets have 12 to 255 bytes and come from files only.")
 
         @Argument(help: "Name of the target (IQN).", completion: Names.targets) var iqn: String
-        @Option(help: ArgumentHelp("Name of the initiator, or any.", valueName: "name")) var initiator: String
-        @Option(help: ArgumentHelp("The initiator has to prove itself as this user.", valueName: "user"))
-        var chapUser: String?
-        @Option(help: ArgumentHelp("Its secret.", valueName: "file"), completion: .file()) var chapSecretFile: String?
-        @Option(help: ArgumentHelp("The target proves itself as this user.", valueName: "user")) var mutualUser: String?
-        @Option(help: ArgumentHelp("Its secret.", valueName: "file"), completion: .file())
-        var mutualSecretFile: String?
+        @OptionGroup var rule: RuleOptions
         @OptionGroup var connection: ConnectionOptions
 
-        func validate() throws {
-            if (chapUser == nil) != (chapSecretFile == nil) {
-                throw ValidationError("--chap-user and --chap-secret-file go together")
-            }
-            if (mutualUser == nil) != (mutualSecretFile == nil) {
-                throw ValidationError("--mutual-user and --mutual-secret-file go together")
-            }
-            if mutualUser != nil && chapUser == nil {
-                throw ValidationError("Mutual CHAP needs --chap-user and --chap-secret-file too")
-            }
-        }
-
         func run(on node: NodeClient) async throws {
-            let target = try await node.allow(
-                TargetAllowRequest(
-                    initiator: initiator, chapUser: chapUser, chapSecret: try chapSecretFile.map(SecretFile.read),
-                    mutualUser: mutualUser, mutualSecret: try mutualSecretFile.map(SecretFile.read)),
-                on: iqn)
+            let target = try await node.allow(try rule.request(), on: iqn)
+            let initiator = rule.initiator
             if connection.isJSON { return try Output.json(target) }
             print("\(initiator == "any" ? "Any initiator" : initiator) may log in to \(target.iqn)")
         }
@@ -100,6 +79,35 @@ struct TargetCommands: AsyncParsableCommand {
     }
 }
 
+/// Who is let in, and how it has to prove itself.
+struct RuleOptions: ParsableArguments {
+    @Option(help: ArgumentHelp("Name of the initiator, or any.", valueName: "name")) var initiator: String
+    @Option(help: ArgumentHelp("The initiator has to prove itself as this user.", valueName: "user"))
+    var chapUser: String?
+    @Option(help: ArgumentHelp("Its secret.", valueName: "file"), completion: .file()) var chapSecretFile: String?
+    @Option(help: ArgumentHelp("The target proves itself as this user.", valueName: "user")) var mutualUser: String?
+    @Option(help: ArgumentHelp("Its secret.", valueName: "file"), completion: .file())
+    var mutualSecretFile: String?
+
+    func validate() throws {
+        if (chapUser == nil) != (chapSecretFile == nil) {
+            throw ValidationError("--chap-user and --chap-secret-file go together")
+        }
+        if (mutualUser == nil) != (mutualSecretFile == nil) {
+            throw ValidationError("--mutual-user and --mutual-secret-file go together")
+        }
+        if mutualUser != nil && chapUser == nil {
+            throw ValidationError("Mutual CHAP needs --chap-user and --chap-secret-file too")
+        }
+    }
+
+    func request() throws -> TargetAllowRequest {
+        TargetAllowRequest(
+            initiator: initiator, chapUser: chapUser, chapSecret: try chapSecretFile.map(SecretFile.read),
+            mutualUser: mutualUser, mutualSecret: try mutualSecretFile.map(SecretFile.read))
+    }
+}
+
 /// A CHAP secret in a file: its first line, without the line break.
 enum SecretFile {
     static func read(_ path: String) throws -> String {
@@ -117,6 +125,10 @@ enum SecretFile {
 }
 
 enum TargetReport {
+    static func rule(_ access: AccessInfo) -> String {
+        access.initiator + (access.chapUser.map { "  CHAP user \($0)\(access.isMutual ? ", mutual" : "")" } ?? "")
+    }
+
     static func description(_ target: TargetInfo) -> String {
         var text = Description()
         text.add("Target", target.iqn)
@@ -128,10 +140,7 @@ enum TargetReport {
             "Allowed",
             lines: target.access.isEmpty
                 ? ["nobody"]
-                : target.access.map { access in
-                    access.initiator
-                        + (access.chapUser.map { "  CHAP user \($0)\(access.isMutual ? ", mutual" : "")" } ?? "")
-                })
+                : target.access.map(rule))
         text.add(
             "Sessions",
             lines: target.sessions.isEmpty

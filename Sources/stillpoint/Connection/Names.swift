@@ -8,6 +8,7 @@ enum Names {
     static let snapshots = completion { node in try await node.snapshots().map(\.name) }
     static let clones = completion { node in try await node.clones().map(\.name) }
     static let targets = completion { node in try await node.targets().map(\.iqn) }
+    static let sessions = completion { node in try await node.sessions().map { String($0.id) } }
     static let agents = completion { node in try await node.agents().map(\.name) }
     static let guests = completion { node in try await node.guests().map(\.name) }
     static let jobs = completion { node in try await node.jobs().map(\.id) }

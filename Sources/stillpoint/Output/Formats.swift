@@ -25,6 +25,12 @@ enum Show {
         return span(seconds)
     }
 
+    /// `64 µs`, `1.02 ms`, `2.1 s`: of a single command.
+    static func latency(_ seconds: Double) -> String {
+        if seconds < 1e-3 { return String(format: "%.0f µs", seconds * 1e6) }
+        return seconds < 1 ? String(format: "%.3g ms", seconds * 1e3) : String(format: "%.1f s", seconds)
+    }
+
     /// `40 s`, `3 min 20 s`, `5 h 12 min`, `8 d 3 h`.
     static func span(_ seconds: Double) -> String {
         let whole = Int(seconds.rounded())
