@@ -78,10 +78,10 @@ bench-iscsi:
 		--cases "$(or $(CASES),.)" --rounds $(or $(ROUNDS),3)
 
 sanitize: setup
-	@Fuzzing/sanitize.sh
+	@Sanitizing/run.sh
 
 fuzz: setup
 	@cd Fuzzing && FUZZ_SECONDS=$(FUZZ_SECONDS) ./run.sh
 
 clean:
-	rm -rf .build .build-* Fuzzing/.build Fuzzing/.build-* Benchmarks/.build
+	rm -rf .build .build-* Fuzzing/.build Fuzzing/.build-* Benchmarks/.build Sanitizing/.build-*

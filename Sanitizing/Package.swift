@@ -1,0 +1,46 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// The SCSI and iSCSI rooms and their tests once more, for the thread and the address sanitizer: a few minutes instead
+// of the whole product's many. `Product` and `ProductTests` are links to ../Sources and ../Tests.
+
+let strict: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .unsafeFlags(["-enable-testing"]),
+]
+
+let nio: [Target.Dependency] = [
+    .product(name: "NIOCore", package: "swift-nio"),
+    .product(name: "NIOPosix", package: "swift-nio"),
+]
+
+let package = Package(
+    name: "sanitizing",
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-nio", from: "2.101.0"),
+        .package(url: "https://github.com/apple/swift-crypto", from: "4.5.0"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
+    ],
+    targets: [
+        .target(name: "CLinux", path: "Product/CLinux"),
+        .target(name: "BlockIO", dependencies: ["CLinux"], path: "Product/BlockIO", swiftSettings: strict),
+        .target(name: "SCSI", dependencies: ["BlockIO"], path: "Product/SCSI", swiftSettings: strict),
+        .target(
+            name: "ISCSI",
+            dependencies: [
+                "SCSI", "BlockIO", .product(name: "Crypto", package: "swift-crypto"),
+                .product(name: "Logging", package: "swift-log"),
+            ] + nio,
+            path: "Product/ISCSI", swiftSettings: strict),
+        .testTarget(
+            name: "SCSITests", dependencies: ["SCSI", "BlockIO"], path: "ProductTests/SCSITests",
+            swiftSettings: strict),
+        .testTarget(
+            name: "ISCSITests",
+            dependencies: ["ISCSI", "SCSI", "BlockIO", .product(name: "Logging", package: "swift-log")] + nio,
+            path: "ProductTests/ISCSITests", swiftSettings: strict),
+    ]
+)
