@@ -75,11 +75,8 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
                 pending.writeBuffer(&part)
             }
             guard isReading, pending.readableBytes >= needed else { continue }
-            consume(&pending)
-            if pending.readableBytes == 0 {
-                pending.clear()
-                consume(&incoming)
-            }
+            consumePending()
+            if pending.readableBytes == 0 { consume(&incoming) }
         }
     }
 
@@ -89,7 +86,10 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
 
     func channelWritabilityChanged(context: ChannelHandlerContext) {
         isWritable = context.channel.isWritable
-        if isWritable { resume() }
+        guard isWritable else { return }
+        // Not at once: this may be called from the middle of what the session sends.
+        let bound = NIOLoopBound(self, eventLoop: context.eventLoop)
+        context.eventLoop.execute { bound.value.resume() }
     }
 
     func channelInactive(context: ChannelHandlerContext) {
@@ -102,6 +102,16 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
     }
 
     // MARK: Input
+
+    /// Handles what is in `pending`. It is taken out meanwhile: with the last PDU of a login the session begins, which
+    /// looks there for what came behind it.
+    private func consumePending() {
+        var buffer = ByteBuffer()
+        swap(&buffer, &pending)
+        consume(&buffer)
+        if buffer.readableBytes == 0 { buffer.clear() }
+        if pending.readableBytes == 0 { pending = buffer } else { pending.writeBuffer(&buffer) }
+    }
 
     private func consume(_ buffer: inout ByteBuffer) {
         while buffer.readableBytes > 0 {
@@ -181,6 +191,8 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
                 return
             }
             replacedSessions = replaced.count
+            // What it sends before it is answered stays in the socket.
+            setReading(false)
             logger.info("iSCSI session of \(session.initiatorPort.name) on \(session.iqn) is being replaced")
             let bound = NIOLoopBound(self, eventLoop: context.eventLoop)
             let loop = context.eventLoop
@@ -204,6 +216,7 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
             outcome: outcome, limits: server.registry.limits, counters: counters, directory: directory,
             localAddress: Self.text(context.localAddress), transport: self)
         phase = .session(session, live)
+        setReading(true)
         let what = live.iqn.isEmpty ? "for discovery" : "to \(live.iqn)"
         let how = outcome.user.map { " as CHAP user \($0)" } ?? ""
         logger.info("iSCSI initiator \(live.initiatorPort.name) logged in \(what)\(how) from \(live.address)")
@@ -211,7 +224,7 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
         timer = context.eventLoop.scheduleRepeatedTask(initialDelay: .seconds(1), delay: .seconds(1)) { _ in
             bound.value.tick()
         }
-        consume(&pending)
+        consumePending()
         session.flush()
     }
 
@@ -350,8 +363,7 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
         session.flush()
         guard isWritable, !isReading else { return }
         setReading(true)
-        if pending.readableBytes >= needed { consume(&pending) }
-        if pending.readableBytes == 0 { pending.clear() }
+        if pending.readableBytes >= needed { consumePending() }
         session.flush()
     }
 

@@ -43,7 +43,7 @@ extension Session {
         var done = 0
         while done < reads.count, !isClosing, transport.isWritable {
             if sendNext(&reads[done]) { done += 1 }
-            if output.readableBytes >= Self.sendBytes { transport.send(&output) }
+            if output.readableBytes >= Self.sendBytes { sendOutput() }
         }
         reads.removeFirst(min(done, reads.count))
     }

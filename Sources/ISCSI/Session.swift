@@ -118,16 +118,25 @@ final class Session {
             case .frame(let frame):
                 used += frame.byteCount
                 handle(frame, data: UnsafeRawBufferPointer(rebasing: rest[frame.data]))
-                if output.readableBytes >= Self.sendBytes { transport.send(&output) }
+                if output.readableBytes >= Self.sendBytes { sendOutput() }
             }
         }
         return (used, BasicHeader.byteCount)
     }
 
+    /// Hands the output to the transport, and takes the empty buffer back. While the transport has it nobody else does:
+    /// what it calls may produce output of its own, which follows.
+    func sendOutput() {
+        var full = ByteBuffer()
+        swap(&full, &output)
+        transport.send(&full)
+        if output.capacity == 0 { output = full }
+    }
+
     /// Sends what the last PDUs produced.
     func flush() {
         pump()
-        if output.readableBytes > 0 { transport.send(&output) }
+        if output.readableBytes > 0 { sendOutput() }
     }
 
     private func handle(_ frame: PDUFraming.Frame, data: UnsafeRawBufferPointer) {

@@ -67,8 +67,11 @@ struct WholeServerFuzzTests {
             if sent < 0 && errno != EAGAIN { break }
             received += max(0, recv(descriptor, &buffer, buffer.count, Int32(MSG_DONTWAIT)))
         }
-        received += max(0, recv(descriptor, &buffer, buffer.count, 0))
-        return received
+        while true {
+            let count = recv(descriptor, &buffer, buffer.count, 0)
+            if count <= 0 { return received }
+            received += count
+        }
     }
 
     private func damaged(_ bytes: [UInt8], _ random: inout SplitMix) -> [UInt8] {

@@ -1,3 +1,7 @@
+import Foundation
+import NIOCore
+import NIOHTTP1
+
 extension NodeClient {
     public func sessions() async throws -> [SessionInfo] { try await get("/v1/sessions") }
 
