@@ -35,12 +35,15 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ] + nio,
             path: "Product/ISCSI", swiftSettings: strict),
+        .target(name: "TestInitiator", path: "ProductTests/TestInitiator", swiftSettings: strict),
         .testTarget(
             name: "SCSITests", dependencies: ["SCSI", "BlockIO"], path: "ProductTests/SCSITests",
             swiftSettings: strict),
         .testTarget(
             name: "ISCSITests",
-            dependencies: ["ISCSI", "SCSI", "BlockIO", .product(name: "Logging", package: "swift-log")] + nio,
+            dependencies: [
+                "ISCSI", "SCSI", "BlockIO", "TestInitiator", .product(name: "Logging", package: "swift-log"),
+            ] + nio,
             path: "ProductTests/ISCSITests", swiftSettings: strict),
     ]
 )

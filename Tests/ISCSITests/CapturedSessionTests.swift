@@ -163,8 +163,8 @@ struct CapturedSessionTests {
         let answers = connection.answers()
         #expect(answers.allSatisfy { $0.header.opcode != .reject })
         for answer in answers where answer.header.opcode == .scsiResponse && answer.header[byte: 3] != 0 {
-            // A mode or VPD page that is not there is the one thing that these initiators ask for in vain.
-            #expect(answer.data.count >= 16 && answer.data[4] & 0x0F == 0x05, "\(capture): \(answer)")
+            // A new I_T nexus begins with 29/00; and a mode or VPD page that is not there is asked for in vain.
+            #expect(answer.data.count >= 16 && [0x05, 0x06].contains(answer.data[4] & 0x0F), "\(capture): \(answer)")
         }
         let statSN = answers.filter { $0.header.opcode != .readyToTransfer && $0.header.flags & 0x81 != 0 }
             .filter { $0.header.opcode != .dataIn || $0.header.flags & 1 != 0 }.map(\.header.sequenceNumber)
