@@ -115,6 +115,17 @@ extension Catalog {
         }
     }
 
+    /// Notes the certificate that an agent shows now; nothing happens where it was removed meanwhile.
+    public func noteAgentCertificate(
+        name: String, fingerprint: String, expiresAt: Date
+    ) async throws(CatalogError) {
+        try await write { database in
+            try database.execute(
+                sql: "UPDATE agent SET certificateFingerprint = ?, certificateExpiresAt = ? WHERE name = ?",
+                arguments: [fingerprint, expiresAt.catalogMilliseconds, name])
+        }
+    }
+
     /// Removes an agent and every token for its name.
     ///
     /// - Returns: false where there was no such agent.

@@ -59,7 +59,19 @@ extension Catalog {
                         agent TEXT PRIMARY KEY NOT NULL
                     ) STRICT;
                     """)
-        }
+        },
+        CatalogMigration(name: "saga.2.unfinishedRestore") { database in
+            try database.execute(
+                sql: """
+                    CREATE TABLE unfinishedRestore (
+                        restoreID TEXT NOT NULL,
+                        agent TEXT NOT NULL,
+                        request TEXT NOT NULL,
+                        since INTEGER NOT NULL,
+                        PRIMARY KEY (restoreID, agent)
+                    ) STRICT;
+                    """)
+        },
     ]
 
     /// Adds a record; durable on return. A second record with the same number is refused.

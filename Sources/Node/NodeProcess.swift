@@ -75,16 +75,18 @@ final class NodeProcess: Sendable {
                 let volumes = try await inventory.contents().volumes
                 return registry.located(volumes.map { VolumeReference(name: $0.name, naa: $0.naa.description) })
             }
+            let jobs = JobEngine(catalog: catalog, logger: logger)
             let addresses = ListeningAddresses()
             let iscsi = try await startTarget(configuration, inventory, addresses, logger)
-            let sagas = Sagas(inventory: inventory, agents: agents, catalog: catalog, logger: logger)
+            let sagas = Sagas(
+                inventory: inventory, agents: agents, catalog: catalog, jobs: jobs, logger: logger)
             let services = NodeServices(
                 identity: identity, inventory: inventory, agents: agents,
                 watch: PoolWatch(
                     pool: pool, configuration: configuration, registry: registry, blocking: blocking, logger: logger),
                 scrubbing: PoolScrubbing(
                     pool: pool, configuration: configuration, blocking: blocking, logger: logger),
-                jobs: JobEngine(catalog: catalog, logger: logger), sagas: sagas,
+                jobs: jobs, sagas: sagas,
                 guests: GuestRestoreDriver(
                     inventory: inventory, registry: agents, sagas: sagas, dataDirectory: directory.path,
                     logger: logger),
@@ -216,6 +218,7 @@ final class NodeProcess: Sendable {
                 try await services.jobs.endInterrupted(saga.jobID, outcome)
             }
             try await services.jobs.failInterrupted()
+            await services.sagas.backlog.resume()
         } catch {
             logger.error("interrupted jobs could not be ended", metadata: ["error": "\(error)"])
         }

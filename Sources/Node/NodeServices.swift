@@ -86,6 +86,12 @@ struct NodeServices: Sendable {
         }
     }
 
+    /// What a snapshot would do; nothing is touched.
+    func previewSnapshot(_ request: SnapshotCreateRequest) async throws -> SnapshotPreview {
+        try await inventory.checkSnapshotRequest(request)
+        return try await sagas.snapshots.preview(request)
+    }
+
     func submitRevert(_ request: RevertRequest) async throws -> JobInfo {
         try await inventory.checkRevertRequest(request)
         let sagas = sagas
@@ -136,13 +142,17 @@ extension NodeServices {
 struct Sagas: Sendable {
     let snapshots: SnapshotSagaDriver
     let reverts: RevertDriver
+    let backlog: RestoreBacklog
 
-    init(inventory: Inventory, agents: AgentRegistry, catalog: Catalog, logger: Logger) {
-        let effects = SagaEffects(
+    init(inventory: Inventory, agents: AgentRegistry, catalog: Catalog, jobs: JobEngine, logger: Logger) {
+        var effects = SagaEffects(
             pool: PoolAdapter(pool: inventory.pool),
             agents: AgentAdapter(registry: agents, targets: inventory.registry),
             journal: CatalogJournal(catalog: catalog), guarding: TargetAdapter(registry: inventory.registry),
             blocking: inventory.blocking, reservations: inventory.reservations, logger: logger)
+        let backlog = RestoreBacklog(journal: effects.journal, agents: effects.agents, jobs: jobs, logger: logger)
+        effects.onUnfinishedRestore = { await backlog.resume() }
+        self.backlog = backlog
         snapshots = SnapshotSagaDriver(effects: effects)
         reverts = RevertDriver(effects: effects)
     }

@@ -60,7 +60,7 @@ public struct RevertSaga: Sendable {
     public let plan: RevertPlan
     /// How long a driven revert waits for sessions to end.
     public var sessionPatience: Duration = .seconds(10)
-    /// How long it tries to have things brought back.
+    /// How long it tries to have things brought back; a job of its own goes on after that.
     public var finishPatience: Duration = .seconds(60)
     public var retryInterval: Duration = .milliseconds(250)
 
@@ -325,7 +325,10 @@ public struct RevertSaga: Sendable {
                 return
             }
             awaited.remove(agent)
-            steps.append("agent \(agent) could not bring back what it had stopped, do it by hand: \(reason)")
+            steps.append(
+                "agent \(agent) has not brought back what it had stopped: \(reason). "
+                    + "A job keeps trying: see stillpoint job list"
+            )
             actions.append(.stepFailed(.finish, detail: "agent \(agent): \(reason)"))
             return awaited.isEmpty ? close(now) : ()
         default: break

@@ -30,16 +30,10 @@ extension SnapshotSaga {
         }
     }
 
-    /// An agent that does not answer makes unknown what it had when it last did.
     private mutating func agentIsSilent(_ agent: String, _ reason: String) {
-        let known = plan.agents.first { $0.name == agent }?.lastKnownVolumes
-        let concerned = plan.volumes.filter { known?.contains($0) ?? true }
-        if concerned.isEmpty {
-            notes.append("agent \(agent) does not answer (\(reason)); it had none of these volumes when it last did")
-        }
-        for volume in concerned {
-            unknown[volume] = "agent \(agent), which may use it, does not answer: \(reason)"
-        }
+        let (volumes, note) = plan.consequences(ofSilent: agent, reason)
+        unknown.merge(volumes) { _, last in last }
+        if let note { notes.append(note) }
     }
 
     private mutating func planned(_ now: MonotonicInstant) {

@@ -29,7 +29,8 @@ struct StubNode {
     }
 
     static func start(
-        authority: TestAuthority, fault: Fault = .none, isSecure: Bool = false, presented: TestAuthority? = nil
+        authority: TestAuthority, fault: Fault = .none, isSecure: Bool = false, presented: TestAuthority? = nil,
+        own: TLSConfiguration? = nil
     ) async throws -> StubNode {
         let requests = Counter()
         let router = Router()
@@ -44,7 +45,7 @@ struct StubNode {
         }
         let (ports, ready) = AsyncStream.makeStream(of: Int.self)
         let server: HTTPServerBuilder =
-            isSecure ? try .tls(tlsConfiguration: tls(presented ?? authority)) : .http1()
+            isSecure ? try .tls(tlsConfiguration: own ?? tls(presented ?? authority)) : .http1()
         let application = Application(
             router: router, server: server, configuration: .init(address: .hostname("127.0.0.1", port: 0)),
             onServerRunning: { ready.yield($0.localAddress?.port ?? 0) },
@@ -63,6 +64,25 @@ struct StubNode {
     private static func tls(_ authority: TestAuthority) throws -> TLSConfiguration {
         let key = P256.Signing.PrivateKey()
         let certificate = try authority.issue(.init(key.publicKey), uri: "urn:stillpoint:node:n1")
+        return try tls(certificate: certificate, key: key, authority)
+    }
+
+    /// As an API with a certificate of the user's own: for a host name, with nothing of ours in it.
+    static func ownTLS(
+        _ authority: TestAuthority, address: [UInt8] = [127, 0, 0, 1]
+    ) throws -> (TLSConfiguration, fingerprint: String) {
+        let key = P256.Signing.PrivateKey()
+        let certificate = try authority.issue(.init(key.publicKey), uri: nil, address: address)
+        let leaf = try Certificate(pemEncoded: certificate)
+        return (
+            try tls(certificate: certificate, key: key, authority),
+            Certificates.fingerprint(try Certificates.der(of: leaf))
+        )
+    }
+
+    private static func tls(
+        certificate: String, key: P256.Signing.PrivateKey, _ authority: TestAuthority
+    ) throws -> TLSConfiguration {
         let chain = try NIOSSLCertificate.fromPEMBytes(Array((certificate + "\n" + authority.pem).utf8))
         return .makeServerConfiguration(
             certificateChain: chain.map { .certificate($0) },
@@ -148,6 +168,57 @@ struct EnrollmentTests {
         defer { node.end() }
         await #expect(throws: IdentityError.self) { try await enrollment(node, isSecure: true).run() }
         #expect(node.requests.value == 0)
+    }
+
+    @Test("a node whose API has a certificate of its own is known by its authority or by its fingerprint")
+    func ownCertificate() async throws {
+        let own = try TestAuthority(name: "the company's authority")
+        let (tls, fingerprint) = try StubNode.ownTLS(own)
+        let node = try await StubNode.start(authority: authority, isSecure: true, own: tls)
+        defer { node.end() }
+        var enrollment = try enrollment(node, isSecure: true)
+        // By the token alone nobody can tell it from somebody in between; the error names the way on.
+        let refused = await #expect(throws: IdentityError.self) { try await enrollment.run() }
+        #expect(refused?.description.contains("--node-ca") == true)
+        enrollment.trust = .authority(pem: try TestAuthority(name: "another").pem)
+        let other = await #expect(throws: IdentityError.self) { try await enrollment.run() }
+        #expect(other?.description.contains("The token was not sent") == true)
+        enrollment.trust = .fingerprint(String(repeating: "0", count: 64))
+        await #expect(throws: IdentityError.self) { try await enrollment.run() }
+        #expect(node.requests.value == 0)
+
+        let file = directory.path + "/ca.pem"
+        try directory.write(try own.pem, to: "ca.pem")
+        enrollment.trust = try NodeTrust(authorityFile: file, fingerprint: nil)
+        #expect(try await enrollment.run().name == "web-1")
+        enrollment.trust = try NodeTrust(authorityFile: nil, fingerprint: fingerprint.uppercased())
+        #expect(try await enrollment.run().name == "web-1")
+    }
+
+    @Test("a certificate for another host is refused with --node-ca")
+    func otherHost() async throws {
+        let own = try TestAuthority(name: "the company's authority")
+        let (tls, _) = try StubNode.ownTLS(own, address: [10, 9, 8, 7])
+        let node = try await StubNode.start(authority: authority, isSecure: true, own: tls)
+        defer { node.end() }
+        var enrollment = try enrollment(node, isSecure: true)
+        enrollment.trust = .authority(pem: try own.pem)
+        await #expect(throws: IdentityError.self) { try await enrollment.run() }
+        #expect(node.requests.value == 0)
+    }
+
+    @Test("what cannot be used to know a node by is told so before anything is sent")
+    func badTrust() throws {
+        try directory.write("no certificate\n", to: "text.pem")
+        for (file, fingerprint, message) in [
+            ("/nonexistent", nil, "cannot be read"), (directory.path + "/text.pem", nil, "no certificate in PEM"),
+            (nil, "abc", "64 hexadecimal digits"), ("/a", String(repeating: "a", count: 64), "either"),
+        ] as [(String?, String?, String)] {
+            let error = #expect(throws: IdentityError.self) {
+                try NodeTrust(authorityFile: file, fingerprint: fingerprint)
+            }
+            #expect(error?.description.contains(message) == true)
+        }
     }
 
     @Test("the token does not go over the network in clear")

@@ -68,6 +68,35 @@ struct HoldTableTests {
         await #expect(throws: APIFailure.self) { try await table.hold(request(), takenAt: .now) }
     }
 
+    @Test("a hold request that comes after its release, or after its saga's thaw, brings nothing to rest")
+    func late() async throws {
+        let table = table()
+        await #expect(throws: APIFailure.self) { try await table.release("h1") }
+        let late = await #expect(throws: APIFailure.self) { try await table.hold(request(), takenAt: .now) }
+        #expect(late?.code == "holdReleased" && late?.status == 409)
+        _ = await table.thaw(sagaID: "s2")
+        let thawed = await #expect(throws: APIFailure.self) {
+            try await table.hold(request("h2", saga: "s2"), takenAt: .now)
+        }
+        #expect(thawed?.code == "holdReleased")
+        #expect(plugin.calls(.quiesce) == 0 && plugin.atRest.isEmpty && journalled == 0)
+        // Another saga is not concerned, nor is a thaw of everything a ban on what comes after it.
+        _ = await table.thaw(sagaID: nil)
+        _ = try await table.hold(request("h3", saga: "s3"), takenAt: .now)
+        _ = try await table.release("h3")
+    }
+
+    @Test("what is remembered of late requests has a bound")
+    func tombstonesAreBounded() async throws {
+        let table = table()
+        for number in 0...HoldTable.memoryLimit + 50 {
+            await #expect(throws: APIFailure.self) { try await table.release("unknown-\(number)") }
+        }
+        #expect(await table.tombstoneCount == HoldTable.memoryLimit)
+        await #expect(throws: APIFailure.self) { try await table.release("../../etc") }
+        #expect(await table.tombstoneCount == HoldTable.memoryLimit)
+    }
+
     @Test("two requests for one hold at the same time quiesce once")
     func simultaneous() async throws {
         let table = table()

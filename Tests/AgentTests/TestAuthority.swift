@@ -30,7 +30,7 @@ struct TestAuthority {
 
     func issue(
         _ publicKey: Certificate.PublicKey, uri: String?, notAfter: Date = .now + 3_600,
-        usages: [ExtendedKeyUsage.Usage] = [.serverAuth, .clientAuth]
+        usages: [ExtendedKeyUsage.Usage] = [.serverAuth, .clientAuth], address: [UInt8]? = nil
     ) throws -> String {
         try Certificate(
             version: .v3, serialNumber: .init(), publicKey: publicKey, notValidBefore: .now - 7_200,
@@ -41,6 +41,7 @@ struct TestAuthority {
                 Critical(KeyUsage(digitalSignature: true))
                 try ExtendedKeyUsage(usages)
                 if let uri { SubjectAlternativeNames([.uniformResourceIdentifier(uri)]) }
+                if let address { SubjectAlternativeNames([.ipAddress(ASN1OctetString(contentBytes: address[...]))]) }
             },
             issuerPrivateKey: .init(key)
         ).serializeAsPEM().pemString

@@ -134,6 +134,44 @@ struct SagaSnapshotTests {
         }
     }
 
+    @Test("a preview names members, level and time as the snapshot then has them, and touches nothing")
+    func preview() async throws {
+        try await withWorld { world in
+            let before = try await world.process().snapshots.preview(request())
+            #expect(before.attainableConsistency == .application && before.refusal == nil)
+            #expect(before.members.map(\.plugin) == ["database", "filesystem"])
+            #expect(before.members.allSatisfy { $0.blockedBy == nil && $0.quiesceSeconds == nil })
+            #expect(before.estimatedQuietSeconds > 0 && !before.isEstimateFromHistory)
+            #expect(world.agents.log.isEmpty && world.pool.snapshots().isEmpty)
+            #expect(try await world.catalog.sagaRecords().isEmpty)
+
+            let info = try await world.process().snapshots.run(request: request(), report: RecordedReport())
+            #expect(info.achievedConsistency == before.attainableConsistency && info.name == before.name)
+            var second = request()
+            second.name = "s2"
+            let after = try await world.process().snapshots.preview(second)
+            #expect(after.isEstimateFromHistory && after.members.allSatisfy { $0.quiesceSeconds != nil })
+        }
+    }
+
+    @Test("a preview says why a snapshot would fail, and what is attainable where less is allowed")
+    func refusedPreview() async throws {
+        try await withWorld { world in
+            _ = try await world.process().snapshots.run(request: request(), report: RecordedReport())
+            world.agents.state.withLock { $0.silent = ["host1"] }
+            var second = request()
+            second.name = "s2"
+            let refused = try await world.process().snapshots.preview(second)
+            #expect(refused.refusal?.contains("host1") == true)
+            #expect(refused.attainableConsistency == .crash)
+            second.policy = .allowLower
+            let lower = try await world.process().snapshots.preview(second)
+            #expect(lower.refusal == nil && lower.reasons.count == 1)
+            second.volumes = ["nope"]
+            await #expect(throws: APIFailure.self) { try await world.process().snapshots.preview(second) }
+        }
+    }
+
     @Test("two volumes on two agents are cut once, and both members are proven")
     func twoAgents() async throws {
         try await withWorld(["v1", "v2"]) { world in

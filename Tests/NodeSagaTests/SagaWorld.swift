@@ -172,6 +172,12 @@ struct MortalJournal: SagaJournaling {
     func rememberVolumes(_ volumes: Set<String>, ofAgent name: String) async throws {
         try await journal.rememberVolumes(volumes, ofAgent: name)
     }
+    func unfinishedRestores() async throws -> [UnfinishedRestore] { try await journal.unfinishedRestores() }
+    func keep(_ restore: UnfinishedRestore) async throws {
+        try life.check()
+        try await journal.keep(restore)
+    }
+    func forget(_ restore: UnfinishedRestore) async throws { try await journal.forget(restore) }
 }
 
 struct MortalAgents: AgentCalling {
@@ -206,7 +212,7 @@ struct MortalAgents: AgentCalling {
     ) async throws -> RestoreResponse { try reach { try agents.prepare(agent) } }
     func finishRestore(
         _ agent: String, _ request: RestoreRequest, timeoutSeconds: Double
-    ) async throws -> RestoreResponse { try reach { agents.finish(agent, request) } }
+    ) async throws -> RestoreResponse { try reach { try agents.finish(agent, request) } }
 }
 
 /// One database on one file system per volume, each volume on an agent of its own: `v1` on `host1`, and so on.
@@ -225,6 +231,7 @@ final class ScriptedAgents: Sendable {
         var failsHold: Set<String> = []
         var losesHold: Set<String> = []
         var silent: Set<String> = []
+        var failsFinish: Set<String> = []
         var findings: [FindingInfo] = []
         var finishArtifacts: [String: [String: String]] = [:]
     }
@@ -302,8 +309,11 @@ final class ScriptedAgents: Sendable {
         return RestoreResponse(steps: ["unmounted"])
     }
 
-    func finish(_ agent: String, _ request: RestoreRequest) -> RestoreResponse {
+    func finish(_ agent: String, _ request: RestoreRequest) throws -> RestoreResponse {
         note("finish \(agent)")
+        if state.withLock({ $0.failsFinish.contains(agent) }) {
+            throw APIFailure(status: 409, code: "restoreFinishFailed", message: "the mount point is gone")
+        }
         state.withLock {
             $0.stopped.remove(agent)
             $0.finishArtifacts = request.artifacts

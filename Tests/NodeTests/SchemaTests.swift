@@ -31,6 +31,15 @@ struct SchemaTests {
         agent: "a", plugin: "p", layer: .application, resource: "r", label: "l", volumes: ["v"], heldBeforeCut: true,
         releasedAfterCut: true, stillHeldAtRelease: true, quietSeconds: 1, quiesceSeconds: 1, failure: "f",
         artifacts: ["a": "b"], level: .crash)
+    private static let preview = SnapshotPreview(
+        name: "n", volumes: ["v"], requestedConsistency: .application, policy: .require,
+        attainableConsistency: .crash, refusal: "r", reasons: ["r"],
+        members: [
+            PreviewMember(
+                agent: "a", plugin: "p", layer: .application, resource: "r", label: "l", volumes: ["v"],
+                blockedBy: "b", quiesceSeconds: 1)
+        ],
+        remarks: ["m"], estimatedQuietSeconds: 1, isEstimateFromHistory: false)
     static let evidence = EvidenceInfo(
         requested: .crash, policy: .require, achieved: .crash, reasons: ["r"],
         cut: CutInfo(epoch: 1, startedAt: now, durationSeconds: 1), members: [member])
@@ -84,6 +93,17 @@ struct SchemaTests {
             SnapshotCreateRequest(
                 volumes: ["v"], name: "n", consistency: .crash, policy: .require, leaseSeconds: 10),
             SnapshotCreateRequest(volumes: ["v"])),
+        Sample(
+            "SnapshotPreview", preview,
+            SnapshotPreview(
+                name: "n", volumes: [], requestedConsistency: .crash, policy: .require, attainableConsistency: .crash,
+                refusal: nil, reasons: [], members: [], remarks: [], estimatedQuietSeconds: 0,
+                isEstimateFromHistory: true)),
+        Sample(
+            "PreviewMember", preview.members[0],
+            PreviewMember(
+                agent: "a", plugin: "p", layer: .machine, resource: "r", label: "l", volumes: [], blockedBy: nil,
+                quiesceSeconds: nil)),
         Sample(
             "SnapshotExportRequest",
             SnapshotExportRequest(volume: "v", initiator: "i", chapUser: "u", chapSecret: "s"),

@@ -123,6 +123,18 @@ public final class AgentClient: Sendable {
         try await post("/v1/guests/restore", request, timeoutSeconds)
     }
 
+    public func requestIdentity(timeoutSeconds: Double = 10) async throws -> IdentityRequest {
+        try decode(try await call("POST", "/v1/identity/request", nil, timeoutSeconds))
+    }
+
+    public func installIdentity(_ install: IdentityInstall, timeoutSeconds: Double = 10) async throws -> IdentityState {
+        try await post("/v1/identity/install", install, timeoutSeconds)
+    }
+
+    public func confirmIdentity(_ state: IdentityState, timeoutSeconds: Double = 10) async throws -> IdentityState {
+        try await post("/v1/identity/confirm", state, timeoutSeconds)
+    }
+
     /// Closes idle connections; calls under way end by themselves.
     public func shutdown() {
         isShutDown.store(true, ordering: .sequentiallyConsistent)

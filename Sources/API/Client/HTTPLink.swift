@@ -43,12 +43,17 @@ package struct LinkSecurity: Sendable {
     package var context: NIOSSLContext
     /// The URI which the peer's certificate must carry, beside a valid chain to the context's roots.
     package var peerURI: String?
+    /// The host name that the certificate must be for where the context verifies names; nil for an address.
+    package var hostName: String?
     /// Replaces the verification against the context's roots altogether.
     package var verification: Verification?
 
-    package init(context: NIOSSLContext, peerURI: String?, verification: Verification? = nil) {
+    package init(
+        context: NIOSSLContext, peerURI: String?, hostName: String? = nil, verification: Verification? = nil
+    ) {
         self.context = context
         self.peerURI = peerURI
+        self.hostName = hostName
         self.verification = verification
     }
 }
@@ -168,7 +173,7 @@ package final class HTTPLink: Sendable {
                 tls = try NIOSSLClientHandler(
                     context: security.context, serverHostname: nil, customVerificationCallback: verification)
             } else {
-                tls = try NIOSSLClientHandler(context: security.context, serverHostname: nil)
+                tls = try NIOSSLClientHandler(context: security.context, serverHostname: security.hostName)
             }
             try pipeline.addHandler(tls)
         }

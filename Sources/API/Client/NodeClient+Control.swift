@@ -2,6 +2,7 @@ import AsyncHTTPClient
 import Foundation
 import NIOCore
 import NIOFoundationCompat
+import NIOHTTP1
 
 // The node itself, agents and jobs.
 
@@ -40,6 +41,11 @@ extension NodeClient {
     public func jobs() async throws -> [JobInfo] { try await get("/v1/jobs") }
 
     public func job(_ id: String) async throws -> JobInfo { try await get("/v1/jobs/\(segment(id))") }
+
+    /// Gives up a job of the kind `restore.finish`; answers the job, which is about to end.
+    public func abandonJob(_ id: String) async throws -> JobInfo {
+        try decode(try await send(.POST, "/v1/jobs/\(segment(id))/abandon"), path: "/v1/jobs/\(id)/abandon")
+    }
 
     /// The job's states as the node sends them (server-sent events), ending after the last one.
     public func events(ofJob id: String) -> AsyncThrowingStream<JobInfo, any Error> {

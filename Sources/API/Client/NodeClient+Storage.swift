@@ -80,6 +80,11 @@ extension NodeClient {
         try await post("/v1/snapshots", request)
     }
 
+    /// What ``createSnapshot(_:)`` would do with the same request; nothing is touched.
+    public func previewSnapshot(_ request: SnapshotCreateRequest) async throws -> SnapshotPreview {
+        try await post("/v1/preflight", request)
+    }
+
     public func deleteSnapshot(_ idOrName: String) async throws -> JobInfo? {
         job(in: try await delete("/v1/snapshots/\(segment(idOrName))"))
     }

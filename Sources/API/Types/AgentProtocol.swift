@@ -9,6 +9,9 @@
 //   POST /v1/thaw               ThawRequest      -> ThawResponse      releases everything, or all holds of a saga
 //   POST /v1/restore/prepare    RestoreRequest   -> RestoreResponse
 //   POST /v1/restore/finish     RestoreRequest   -> RestoreResponse
+//   POST /v1/identity/request                    -> IdentityRequest   a key of its own, and the request for it
+//   POST /v1/identity/install   IdentityInstall  -> IdentityState     the certificate, shown from then on
+//   POST /v1/identity/confirm   IdentityState    -> IdentityState     it has been seen: the one before is forgotten
 
 /// The layers in the order in which they are quiesced; released in reverse.
 public enum ProtectionLayer: String, Codable, Sendable, CaseIterable, Comparable {
@@ -53,10 +56,12 @@ public struct AgentStatus: Codable, Sendable, Equatable {
     /// Another number than before says that a discovery may find something else than before. Nil from an agent that
     /// does not watch.
     public var changes: Int?
+    /// Of the certificate that it shows now; nil from agents that cannot renew it.
+    public var identity: IdentityState?
 
     public init(
         name: String, version: String, nodeID: String, plugins: [PluginInfo], holds: [HoldStatus],
-        uptimeSeconds: Double, changes: Int? = nil
+        uptimeSeconds: Double, changes: Int? = nil, identity: IdentityState? = nil
     ) {
         self.changes = changes
         self.name = name
@@ -65,6 +70,7 @@ public struct AgentStatus: Codable, Sendable, Equatable {
         self.plugins = plugins
         self.holds = holds
         self.uptimeSeconds = uptimeSeconds
+        self.identity = identity
     }
 }
 

@@ -17,10 +17,13 @@ public struct AgentInfo: Codable, Sendable, Equatable {
     public var resources: [ResourceInfo]?
     /// Why it is not reachable, where it is not.
     public var failure: String?
+    /// The node renews it when a third of its life is left.
+    public var certificateExpiresAt: Date?
 
     public init(
         name: String, address: String, enrolledAt: Date, lastSeenAt: Date?, isReachable: Bool, version: String?,
-        plugins: [PluginInfo], certificateFingerprint: String, resources: [ResourceInfo]?, failure: String?
+        plugins: [PluginInfo], certificateFingerprint: String, resources: [ResourceInfo]?, failure: String?,
+        certificateExpiresAt: Date? = nil
     ) {
         self.name = name
         self.address = address
@@ -32,6 +35,7 @@ public struct AgentInfo: Codable, Sendable, Equatable {
         self.certificateFingerprint = certificateFingerprint
         self.resources = resources
         self.failure = failure
+        self.certificateExpiresAt = certificateExpiresAt
     }
 }
 

@@ -39,17 +39,21 @@ final class AgentRegistry: Sendable {
         var client: AgentClient
     }
 
-    private let catalog: Catalog
-    private let identity: NodeIdentity
-    private let logger: Logger
+    let catalog: Catalog
+    let identity: NodeIdentity
+    let logger: Logger
+    /// How long an agent's certificate lasts, in seconds.
+    let certificateSeconds: Double
     /// All volumes that agents are asked about.
     private let volumes: @Sendable () async throws -> [VolumeReference]
     private let state = Mutex(State())
 
     init(
         catalog: Catalog, identity: NodeIdentity, logger: Logger,
+        certificateSeconds: Double = AgentRegistry.usualCertificateSeconds,
         volumes: @escaping @Sendable () async throws -> [VolumeReference] = { [] }
     ) {
+        self.certificateSeconds = certificateSeconds
         self.volumes = volumes
         self.catalog = catalog
         self.identity = identity
@@ -72,7 +76,7 @@ final class AgentRegistry: Sendable {
     /// Where an agent is called, `HOST:PORT`; nil where it is unknown.
     func address(_ name: String) async throws -> String? { try await catalog.agent(named: name)?.address }
 
-    private func client(_ record: AgentRecord) throws -> AgentClient {
+    func client(_ record: AgentRecord) throws -> AgentClient {
         let kept = state.withLock { $0.clients[record.name] }
         if let kept, kept.address == record.address, kept.fingerprint == record.certificateFingerprint {
             return kept.client
@@ -139,7 +143,7 @@ final class AgentRegistry: Sendable {
         }
         let name = try await redeem(String(parts[1]), now: now)
         let certificate = try identity.authority.issueAgent(
-            name: name, requestPEM: request.certificateRequest, now: now)
+            name: name, requestPEM: request.certificateRequest, lifetimeSeconds: certificateSeconds, now: now)
         try await catalog.setAgent(
             AgentRecord(
                 name: name, address: address.description, version: request.version, enrolledAt: now, lastSeenAt: nil,
@@ -206,7 +210,8 @@ final class AgentRegistry: Sendable {
         return AgentInfo(
             name: record.name, address: record.address, enrolledAt: record.enrolledAt, lastSeenAt: record.lastSeenAt,
             isReachable: seen.isReachable, version: seen.version ?? record.version, plugins: seen.plugins,
-            certificateFingerprint: record.certificateFingerprint, resources: resources, failure: seen.failure)
+            certificateFingerprint: record.certificateFingerprint, resources: resources, failure: seen.failure,
+            certificateExpiresAt: record.certificateExpiresAt)
     }
 
     func reachability(_ name: String) -> Reachability { state.withLock { $0.reachability[name] ?? Reachability() } }
@@ -302,6 +307,7 @@ final class AgentRegistry: Sendable {
             }
             found = Reachability(isReachable: true, plugins: status.plugins, version: status.version, failure: nil)
             try await catalog.noteAgentSeen(name: record.name, at: .now, version: status.version)
+            await renewIfDue(record, status)
             await lookForUses(record, changes: status.changes, isAsked: isAsked)
         } catch {
             if Task.isCancelled { return }

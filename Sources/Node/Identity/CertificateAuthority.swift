@@ -12,8 +12,8 @@ struct CertificateAuthority: Sendable {
     /// Ten years; an authority that ends takes every agent with it.
     static let authorityDays = 3_650
     static let nodeDays = 825
-    /// An agent enrols again before its certificate ends.
-    static let agentDays = 825
+    /// The node renews an agent's certificate when a third of this is left.
+    static let agentSeconds = 825.0 * 86_400
 
     let certificate: Certificate
     private let key: P256.Signing.PrivateKey
@@ -66,13 +66,15 @@ struct CertificateAuthority: Sendable {
     ) throws -> Certificate {
         try issue(
             commonName: "Stillpoint node \(id)", key: .init(nodeKey), uri: "urn:stillpoint:node:\(id)", names: names,
-            usages: [.serverAuth, .clientAuth], days: Self.nodeDays, now: now)
+            usages: [.serverAuth, .clientAuth], lifetimeSeconds: Double(Self.nodeDays) * 86_400, now: now)
     }
 
     /// Signs an agent's request. Of the request only the public key is taken: the node says who the agent is.
     ///
     /// - Throws: ``FileFailure`` when the request is none, or not signed by its key.
-    func issueAgent(name: String, requestPEM: String, now: Date = .now) throws -> Certificate {
+    func issueAgent(
+        name: String, requestPEM: String, lifetimeSeconds: Double = Self.agentSeconds, now: Date = .now
+    ) throws -> Certificate {
         let request: CertificateSigningRequest
         do {
             request = try CertificateSigningRequest(pemEncoded: requestPEM)
@@ -84,14 +86,14 @@ struct CertificateAuthority: Sendable {
         }
         return try issue(
             commonName: "Stillpoint agent \(name)", key: request.publicKey, uri: "urn:stillpoint:agent:\(name)",
-            names: [], usages: [.serverAuth, .clientAuth], days: Self.agentDays, now: now)
+            names: [], usages: [.serverAuth, .clientAuth], lifetimeSeconds: lifetimeSeconds, now: now)
     }
 
     private func issue(
         commonName: String, key subjectKey: Certificate.PublicKey, uri: String, names: [CertificateName],
-        usages: [ExtendedKeyUsage.Usage], days: Int, now: Date
+        usages: [ExtendedKeyUsage.Usage], lifetimeSeconds: Double, now: Date
     ) throws -> Certificate {
-        let lifetime = now.addingTimeInterval(Double(days) * 86_400)
+        let lifetime = now.addingTimeInterval(lifetimeSeconds)
         return try Certificate(
             version: .v3, serialNumber: .init(), publicKey: subjectKey,
             notValidBefore: now.addingTimeInterval(-Self.clockSkewSeconds),

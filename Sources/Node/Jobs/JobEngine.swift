@@ -20,6 +20,7 @@ final class JobEngine: Sendable {
     private struct Entry {
         var info: JobInfo
         var task: Task<Void, Never>?
+        var isBackground = false
         var watchers: [UInt64: AsyncStream<JobInfo>.Continuation] = [:]
     }
 
@@ -49,21 +50,24 @@ final class JobEngine: Sendable {
     /// - Parameters:
     ///   - kind: `noun.verb`, e.g. `snapshot.create`.
     ///   - subject: What it works on, for people.
+    ///   - isBackground: It waits for others and may do so for days: it counts for no limit, and the node's end cancels
+    ///     it at once.
     /// - Throws: ``API/APIFailure`` when the node is shutting down or has too many jobs, or the catalog fails.
     func submit(
-        kind: String, subject: String, work: @escaping @Sendable (JobHandle) async throws -> JobResult?
+        kind: String, subject: String, isBackground: Bool = false,
+        work: @escaping @Sendable (JobHandle) async throws -> JobResult?
     ) async throws -> JobInfo {
         let info = JobInfo(
             id: UUID().uuidString.lowercased(), kind: kind, subject: subject, state: .running,
             createdAt: .nowMilliseconds)
         try state.withLock { state in
             if state.isShuttingDown { throw APIFailure.shuttingDown }
-            guard state.running.count < Self.runningLimit else {
+            guard isBackground || state.running.count < Self.runningLimit else {
                 throw APIFailure(
                     status: 503, code: "tooManyJobs", message: "\(Self.runningLimit) jobs are running already",
                     hint: "Wait for some to end: stillpoint job list")
             }
-            state.running[info.id] = Entry(info: info)
+            state.running[info.id] = Entry(info: info, isBackground: isBackground)
         }
         do {
             try await catalog.setJob(record(info))
@@ -265,6 +269,7 @@ final class JobEngine: Sendable {
     func shutdown(graceSeconds: Double) async {
         let tasks = state.withLock { state in
             state.isShuttingDown = true
+            for entry in state.running.values where entry.isBackground { entry.task?.cancel() }
             return state.running.values.compactMap(\.task)
         }
         guard !tasks.isEmpty else { return }

@@ -169,6 +169,27 @@ enum ObjectSchemas {
                 optional("leaseSeconds", .number, "2 to 60; default 10."),
             ]),
         ObjectSchema(
+            "SnapshotPreview", "What a snapshot would do, with nothing touched.",
+            [
+                required("name", .string, "The name that it would have."), required("volumes", .array(.string)),
+                required("requestedConsistency", consistency), required("policy", policy),
+                required("attainableConsistency", consistency, "Reached if everything goes as found."),
+                optional("refusal", .string, "Why it would fail before anything was touched."),
+                required("reasons", .array(.string), "Why less is attainable than requested."),
+                required("members", .array(.named("PreviewMember"))),
+                required("remarks", .array(.string), "Warnings, and what stands in the way."),
+                required("estimatedQuietSeconds", .seconds, "The longest that any member would be quiet."),
+                required("isEstimateFromHistory", .boolean, "False where a usual value was taken for a member."),
+            ]),
+        ObjectSchema(
+            "PreviewMember", "Something that a snapshot would bring to rest.",
+            [
+                required("agent", .string), required("plugin", .string), required("layer", layer),
+                required("resource", .string), required("label", .string), required("volumes", .array(.string)),
+                optional("blockedBy", .string, "Why it cannot be brought to rest."),
+                optional("quiesceSeconds", .seconds, "How long it took before."),
+            ]),
+        ObjectSchema(
             "SnapshotExportRequest", "",
             [
                 optional("volume", .string, "The member; may be left out where the snapshot has one."),
@@ -215,6 +236,7 @@ enum ObjectSchemas {
                 required("plugins", .array(.named("PluginInfo"))), required("certificateFingerprint", .string),
                 optional("resources", .array(.named("ResourceInfo")), "Only in the answer for one agent."),
                 optional("failure", .string, "Why it is not reachable."),
+                optional("certificateExpiresAt", .date, "The node renews it when a third of its life is left."),
             ]),
         ObjectSchema(
             "PluginInfo", "",

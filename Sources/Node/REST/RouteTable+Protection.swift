@@ -34,6 +34,17 @@ extension RouteTable {
                 return try .value(try await services.submitSnapshot(body), status: 202)
             },
             Route(
+                method: .post, path: "/v1/preflight", operation: "previewSnapshot",
+                summary:
+                    "Says what a snapshot would do now: its members, what stands in the way, how long it is quiet.",
+                access: .administrator, body: "SnapshotCreateRequest",
+                answer: answer(200, "The preview; nothing was touched.", .named("SnapshotPreview")),
+                failures: [404: "volumeNotFound", 409: "nameTaken"]
+            ) { request in
+                let body = try request.decode(SnapshotCreateRequest.self, knownFields: fields("SnapshotCreateRequest"))
+                return try .value(try await services.previewSnapshot(body))
+            },
+            Route(
                 method: .get, path: "/v1/snapshots/{idOrName}", operation: "getSnapshot",
                 summary: "One snapshot with its evidence.", access: .administrator,
                 answer: answer(200, "The snapshot.", .named("SnapshotInfo")), failures: [404: "snapshotNotFound"]
@@ -137,6 +148,14 @@ extension RouteTable {
                 let id = try request.parameter("id")
                 guard let job = try await jobs.job(id: id) else { throw APIFailure.unknown("job", id) }
                 return try .value(job)
+            },
+            Route(
+                method: .post, path: "/v1/jobs/{id}/abandon", operation: "abandonJob",
+                summary: "Gives up a job restore.finish: what an agent stopped for a revert is then left to people.",
+                access: .administrator, answer: answer(200, "The job, which is about to end.", .named("JobInfo")),
+                failures: [404: "jobNotFound", 409: "notAbandonable"]
+            ) { request in
+                try .value(try await services.sagas.backlog.abandon(jobID: try request.parameter("id")))
             },
             Route(
                 method: .get, path: "/v1/jobs/{id}/events", operation: "watchJob",

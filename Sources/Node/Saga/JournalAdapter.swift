@@ -34,6 +34,24 @@ struct CatalogJournal: SagaJournaling {
         try await catalog.knownVolumes(ofAgent: name)
     }
 
+    func unfinishedRestores() async throws -> [UnfinishedRestore] {
+        try await catalog.unfinishedRestores().map { row in
+            let request = try APIJSON.decoder().decode(RestoreRequest.self, from: Data(row.request.utf8))
+            return UnfinishedRestore(agent: row.agent, request: request, since: row.since)
+        }
+    }
+
+    func keep(_ restore: UnfinishedRestore) async throws {
+        let request = String(decoding: try APIJSON.encoder().encode(restore.request), as: UTF8.self)
+        try await catalog.keepUnfinishedRestore(
+            UnfinishedRestoreRow(
+                restoreID: restore.request.restoreID, agent: restore.agent, request: request, since: restore.since))
+    }
+
+    func forget(_ restore: UnfinishedRestore) async throws {
+        try await catalog.forgetUnfinishedRestore(restoreID: restore.request.restoreID, agent: restore.agent)
+    }
+
     func rememberVolumes(_ volumes: Set<String>, ofAgent name: String) async throws {
         try await catalog.setKnownVolumes(volumes, ofAgent: name)
     }

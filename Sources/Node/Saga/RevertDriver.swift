@@ -40,11 +40,13 @@ final class RevertDriver: Sendable {
                 for: request.volumes[0], at: effects.clock, mark: "before-revert-", taken: taken),
             isDriven: isDriven, agents: isDriven ? try await effects.candidates() : [])
         if request.dryRun ?? false { return await rehearse(plan, volumes) }
+        try await refuseWhileUnfinished(volumes)
         let run = RevertRun(
             plan: plan, volumes: volumes, artifacts: Self.artifacts(of: snapshot, for: volumes), effects: effects,
             report: report)
         let (outcome, isClosed) = await run.run()
         if isClosed { ended.add(plan.sagaID) }
+        if run.hasUnfinished { await effects.onUnfinishedRestore() }
         switch outcome {
         case .failed(let failure): throw APIFailure(failure)
         case .reverted(let steps): return Self.result(plan, steps)
@@ -70,6 +72,19 @@ final class RevertDriver: Sendable {
     }
 
     // MARK: Plan
+
+    /// What is brought back later would be brought back on other data, with artifacts that do not belong to them.
+    private func refuseWhileUnfinished(_ volumes: [SagaVolume]) async throws {
+        let names = Set(volumes.map(\.name))
+        let open = try await effects.journal.unfinishedRestores().first { !names.isDisjoint(with: $0.volumes) }
+        guard let open else { return }
+        throw APIFailure.conflict(
+            "restoreUnfinished",
+            "agent \(open.agent) has not yet brought back what it stopped for an earlier revert of "
+                + open.volumes.joined(separator: ", "),
+            hint: "stillpoint job list shows the job restore.finish; wait for it, or give it up: stillpoint job abandon"
+        )
+    }
 
     private func resolve(
         _ request: RevertRequest
@@ -174,9 +189,11 @@ final class RevertDriver: Sendable {
                 try await effects.reservations.acquire(reserved)
                 let own = volumes.filter { reserved.contains($0.name) }
                 let target = isSwapped ? snapshots.first { $0.id == saga.plan.snapshotID } : nil
-                await finish(saga, own, target.map { Self.artifacts(of: $0, for: own) } ?? [:])
+                let left = await finish(saga, own, target.map { Self.artifacts(of: $0, for: own) } ?? [:])
                 await effects.reservations.release(reserved)
+                for restore in left { try await effects.journal.keep(restore) }
                 try await close(saga, isSwapped: isSwapped, jobID: jobID)
+                if !left.isEmpty { await effects.onUnfinishedRestore() }
             }
             ended.add(sagaID)
             let outcome: RecoveredSaga.Outcome =
@@ -203,15 +220,17 @@ final class RevertDriver: Sendable {
             try SagaJournalEntry(record, sagaID: saga.plan.sagaID, jobID: jobID))
     }
 
-    private static let finishSeconds: Int64 = 60
+    /// Most agents answer at once. For the others a job goes on, and the volumes are not kept from others by it.
+    private static let finishSeconds: Int64 = 10
     private static let retryNanoseconds: Int64 = 1_000_000_000
 
-    /// Tries for a minute to have everything brought back.
+    /// Has everything brought back; answers what was not.
     private func finish(
         _ saga: OpenRevert, _ volumes: [SagaVolume], _ artifacts: [String: [String: [String: String]]]
-    ) async {
+    ) async -> [UnfinishedRestore] {
         let references = volumes.map { VolumeReference(name: $0.name, naa: $0.naa) }
         let giveUpAt = effects.clock.monotonicNanoseconds() + Self.finishSeconds * 1_000_000_000
+        var left: [UnfinishedRestore] = []
         for agent in saga.preparedAgents {
             let request = RestoreRequest(
                 restoreID: saga.plan.sagaID, volumes: references, artifacts: artifacts[agent] ?? [:])
@@ -223,14 +242,23 @@ final class RevertDriver: Sendable {
                 } catch {
                     effects.logger.warning("agent \(agent) could not bring back what it stopped: \(error)")
                     let now = effects.clock.monotonicNanoseconds()
-                    guard now < giveUpAt else { break }
-                    do {
-                        try await effects.clock.sleep(until: now + Self.retryNanoseconds)
-                    } catch {
-                        return
+                    guard now < giveUpAt, await pause(from: now) else {
+                        left.append(UnfinishedRestore(agent: agent, request: request, since: .now))
+                        break
                     }
                 }
             }
+        }
+        return left
+    }
+
+    /// - Returns: false where the task was cancelled.
+    private func pause(from now: Int64) async -> Bool {
+        do {
+            try await effects.clock.sleep(until: now + Self.retryNanoseconds)
+            return true
+        } catch {
+            return false
         }
     }
 }

@@ -1,4 +1,5 @@
 import API
+import Foundation
 import Logging
 import Protection
 import Synchronization
@@ -21,6 +22,8 @@ final class RevertRun: Sendable {
     private let reached = Mutex<[String: Set<String>]>([:])
     /// Those of the agents that have said that nothing uses the volumes any more.
     private let idle = Mutex<Set<String>>([])
+    /// By agent: what it was asked to bring back and has not.
+    private let unfinished = Mutex<[String: RestoreRequest]>([:])
 
     init(
         plan: RevertPlan, volumes: [SagaVolume], artifacts: [String: [String: [String: String]]],
@@ -88,6 +91,8 @@ final class RevertRun: Sendable {
 
     private func write(_ record: RevertRecord) async -> RevertSaga.Event {
         do {
+            // Before the saga is called done: what is left of it belongs to somebody from then on.
+            if record.step == .done { try await keepUnfinished() }
             try await effects.journal.append(try SagaJournalEntry(record, sagaID: plan.sagaID, jobID: report.jobID))
             effects.crashPoint.hit("\(record.step.rawValue).before")
             return .recorded(sequence: record.sequence)
@@ -122,16 +127,23 @@ final class RevertRun: Sendable {
         }
     }
 
+    private func keepUnfinished() async throws {
+        for (agent, request) in unfinished.withLock({ $0 }) {
+            try await effects.journal.keep(UnfinishedRestore(agent: agent, request: request, since: .now))
+        }
+    }
+
+    var hasUnfinished: Bool { unfinished.withLock { !$0.isEmpty } }
+
     private func finish(_ agent: String, _ isReverted: Bool) async -> RevertSaga.Event {
+        let request = RestoreRequest(
+            restoreID: plan.sagaID, volumes: references, artifacts: isReverted ? artifacts[agent] ?? [:] : [:])
         do {
-            let answer = try await effects.agents.finishRestore(
-                agent,
-                RestoreRequest(
-                    restoreID: plan.sagaID, volumes: references,
-                    artifacts: isReverted ? artifacts[agent] ?? [:] : [:]),
-                timeoutSeconds: Self.agentSeconds)
+            let answer = try await effects.agents.finishRestore(agent, request, timeoutSeconds: Self.agentSeconds)
+            unfinished.withLock { $0[agent] = nil }
             return .finished(agent: agent, steps: answer.steps)
         } catch {
+            unfinished.withLock { $0[agent] = request }
             return .finishFailed(agent: agent, reason: AgentCallFailure(error).text)
         }
     }

@@ -1,4 +1,5 @@
 import API
+import Foundation
 import Logging
 
 // What the sagas need of the world. Production adapters stand in PoolAdapter.swift and AgentAdapter.swift; tests bring
@@ -150,6 +151,8 @@ struct SagaEffects: Sendable {
     var reservations: VolumeReservations
     var logger: Logger
     var crashPoint: CrashPoint
+    /// Called when an unfinished restore was kept: somebody goes on with it.
+    var onUnfinishedRestore: @Sendable () async -> Void = {}
 
     init(
         pool: any SnapshotCutting, agents: any AgentCalling, journal: any SagaJournaling,
@@ -182,6 +185,20 @@ protocol SagaJournaling: Sendable {
     /// Names of the volumes that an agent had when it last answered; nil when it never did.
     func lastKnownVolumes(ofAgent name: String) async throws -> Set<String>?
     func rememberVolumes(_ volumes: Set<String>, ofAgent name: String) async throws
+    /// What agents stopped for a revert and have not brought back; the oldest first.
+    func unfinishedRestores() async throws -> [UnfinishedRestore]
+    /// Durable on return.
+    func keep(_ restore: UnfinishedRestore) async throws
+    func forget(_ restore: UnfinishedRestore) async throws
+}
+
+/// What an agent stopped for a revert and has not brought back yet.
+struct UnfinishedRestore: Sendable, Equatable {
+    var agent: String
+    var request: RestoreRequest
+    var since: Date
+
+    var volumes: [String] { request.volumes.map(\.name) }
 }
 
 struct SagaJournalEntry: Sendable, Equatable {

@@ -67,7 +67,7 @@ final class SnapshotSagaDriver: Sendable {
 
     // MARK: Plan
 
-    private static func check(_ request: SnapshotCreateRequest) throws {
+    static func check(_ request: SnapshotCreateRequest) throws {
         guard !request.volumes.isEmpty else { throw APIFailure.invalid("a snapshot needs at least one volume") }
         guard Set(request.volumes).count == request.volumes.count else {
             throw APIFailure.invalid("a volume is named twice")
@@ -77,7 +77,7 @@ final class SnapshotSagaDriver: Sendable {
         }
     }
 
-    private func plan(_ request: SnapshotCreateRequest) async throws -> SnapshotPlan {
+    func plan(_ request: SnapshotCreateRequest) async throws -> SnapshotPlan {
         let pool = effects.pool
         let (volumes, snapshots) = try await effects.blocking.run { (pool.volumes(), pool.snapshots()) }
         for name in request.volumes where !volumes.contains(where: { $0.name == name }) {

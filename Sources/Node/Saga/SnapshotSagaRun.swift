@@ -141,17 +141,9 @@ final class SnapshotSagaRun: Sendable {
     // MARK: Agents
 
     private func discover(_ agent: String) async -> SnapshotSaga.Event {
-        let pool = effects.pool
         do {
-            // All volumes, not only the group's: what lies partly outside of the group is worth a warning.
-            let volumes = try await effects.blocking.run { pool.volumes() }
-            let request = DiscoverRequest(volumes: volumes.map { VolumeReference(name: $0.name, naa: $0.naa) })
-            let answer = try await effects.agents.discover(
-                agent, request, timeoutSeconds: limits.discoverTimeout.inSeconds)
-            let seen = Set(answer.devices.map(\.volume) + answer.resources.flatMap(\.volumes))
-            try await effects.journal.rememberVolumes(seen, ofAgent: agent)
-            return .discovered(
-                agent: agent, resources: answer.resources.map(Resource.init), warnings: answer.warnings)
+            let found = try await effects.resources(of: agent, timeoutSeconds: limits.discoverTimeout.inSeconds)
+            return .discovered(agent: agent, resources: found.resources, warnings: found.warnings)
         } catch {
             return .discoverFailed(agent: agent, reason: AgentCallFailure(error).text)
         }
@@ -159,10 +151,9 @@ final class SnapshotSagaRun: Sendable {
 
     private func preflight(_ agent: String, _ resources: [Resource]) async -> SnapshotSaga.Event {
         do {
-            let answer = try await effects.agents.preflight(
-                agent, PreflightRequest(resources: resources.map(\.info)),
-                timeoutSeconds: limits.preflightTimeout.inSeconds)
-            return .preflighted(agent: agent, findings: answer.findings.map(Finding.init))
+            let findings = try await effects.findings(
+                of: agent, resources, timeoutSeconds: limits.preflightTimeout.inSeconds)
+            return .preflighted(agent: agent, findings: findings)
         } catch {
             return .preflightFailed(agent: agent, reason: AgentCallFailure(error).text)
         }

@@ -17,6 +17,20 @@ struct EnrollCommand: AsyncParsableCommand {
     @Option(name: .long, help: "The file with the token, or - for standard input.")
     var tokenFile: String
 
+    @Option(
+        name: .long,
+        help: ArgumentHelp(
+            "The authority (PEM) of a node whose API has a certificate of its own; its host name is then checked.",
+            valueName: "file"))
+    var nodeCA: String?
+
+    @Option(
+        name: .long,
+        help: ArgumentHelp(
+            "Instead: the SHA-256 of that node's API certificate, 64 hexadecimal digits; colons are allowed.",
+            valueName: "sha256"))
+    var nodeFingerprint: String?
+
     @Option(name: .long, help: "HOST:PORT where the node will call this agent (default: what it listens on).")
     var address: String?
 
@@ -34,7 +48,8 @@ struct EnrollCommand: AsyncParsableCommand {
             guard let url = URL(string: node) else { throw IdentityError("“\(node)” is not a URL") }
             let token = try EnrollmentToken.read(from: tokenFile)
             let identity = try await Enrollment(
-                node: url, token: token, address: try address ?? Self.defaultAddress(configuration.listen)
+                node: url, token: token, address: try address ?? Self.defaultAddress(configuration.listen),
+                trust: try NodeTrust(authorityFile: nodeCA, fingerprint: nodeFingerprint)
             ).run()
             try store.save(identity)
             print("Enrolled as \(identity.name) with node \(identity.nodeID); it will call \(identity.record.address).")

@@ -20,6 +20,9 @@ actor HoldTable {
     /// What a dead agent left and could not be released yet, by hold.
     private var leftovers: [String: [String]] = [:]
     private var isStopping = false
+    /// Holds that were released before they were asked for, and sagas that were thawed: a request that the network
+    /// kept back until then must not bring anything to rest any more. Oldest first.
+    private var tombstones: [(id: String, at: ContinuousClock.Instant)] = []
 
     init(surroundings: HoldSurroundings) { self.surroundings = surroundings }
 
@@ -80,6 +83,13 @@ actor HoldTable {
                 status: 409, code: "resourceHeld", message: "\(key) is held already, by hold \(occupied[key]!)",
                 hint: "Wait for it to end, or release it with: stillpoint-agent thaw --all")
         }
+        guard !isBuried(request.holdID), !isBuried(request.sagaID) else {
+            throw APIFailure(
+                status: 409, code: "holdReleased",
+                message:
+                    "Hold \(request.holdID) of saga \(request.sagaID) was released before this request for it came",
+                hint: "Nothing was brought to rest. Use a new identifier for a new hold")
+        }
         guard leftovers[request.holdID] == nil else {
             throw APIFailure(
                 status: 409, code: "holdEnded", message: "Hold \(request.holdID) was left by an earlier agent",
@@ -118,8 +128,25 @@ actor HoldTable {
     }
 
     func release(_ holdID: String) async throws -> ReleaseResponse {
-        await (try find(holdID)).release(.requested)
+        guard let hold = holds[holdID] else {
+            try SafeIdentifier.check(holdID, what: "hold's identifier")
+            bury(holdID)
+            return await (try find(holdID)).release(.requested)
+        }
+        return await hold.release(.requested)
     }
+
+    private func bury(_ id: String) {
+        tombstones.removeAll { $0.id == id || $0.at.seconds(until: .now) > Self.memorySeconds }
+        if tombstones.count >= Self.memoryLimit { tombstones.removeFirst() }
+        tombstones.append((id, .now))
+    }
+
+    private func isBuried(_ id: String) -> Bool {
+        tombstones.contains { $0.id == id && $0.at.seconds(until: .now) <= Self.memorySeconds }
+    }
+
+    var tombstoneCount: Int { tombstones.count }
 
     private func find(_ holdID: String) throws -> Hold {
         guard let hold = holds[holdID] else {
@@ -154,6 +181,7 @@ actor HoldTable {
     /// Releases all holds at once, or those of one saga.
     func thaw(sagaID: String?, cause: Hold.Cause = .thaw) async -> ThawResponse {
         var chosen: [Hold] = []
+        if let sagaID { bury(sagaID) }
         for hold in holds.values where sagaID == nil || hold.request.sagaID == sagaID {
             if await hold.status() != nil { chosen.append(hold) }
         }

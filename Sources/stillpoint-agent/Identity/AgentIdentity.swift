@@ -55,29 +55,42 @@ struct IdentityStore: Sendable {
         return FileManager.default.fileExists(atPath: current + "/agent.json")
     }
 
-    /// Nil if the agent is not enrolled.
+    /// Nil if the agent is not enrolled. A renewed identity that cannot be used gives way to the one before it, which is
+    /// there until the node has seen the new one.
     func load() throws -> AgentIdentity? {
         guard exists else { return nil }
-        try checkPermissions()
+        do {
+            return try load(from: current)
+        } catch {
+            guard FileManager.default.fileExists(atPath: previous + "/agent.json"),
+                let identity = try? load(from: previous)
+            else { throw error }
+            return identity
+        }
+    }
+
+    private func load(from folder: String) throws -> AgentIdentity {
+        try checkPermissions(folder)
         do {
             let decoder = JSONDecoder()
             decoder.dateDecodingStrategy = .iso8601
             let identity = AgentIdentity(
-                record: try decoder.decode(AgentIdentity.Record.self, from: read("agent.json")),
-                keyPEM: String(decoding: try read("key.pem"), as: UTF8.self),
-                certificatePEM: String(decoding: try read("certificate.pem"), as: UTF8.self),
-                authorityPEM: String(decoding: try read("authority.pem"), as: UTF8.self))
+                record: try decoder.decode(AgentIdentity.Record.self, from: read(folder, "agent.json")),
+                keyPEM: String(decoding: try read(folder, "key.pem"), as: UTF8.self),
+                certificatePEM: String(decoding: try read(folder, "certificate.pem"), as: UTF8.self),
+                authorityPEM: String(decoding: try read(folder, "authority.pem"), as: UTF8.self))
             let key = try P256.Signing.PrivateKey(pemRepresentation: identity.keyPEM)
             guard try identity.certificate().publicKey == Certificate.PublicKey(key.publicKey) else {
                 throw IdentityError("the key does not belong to the certificate")
             }
             return identity
         } catch {
-            throw IdentityError("The identity in \(current) cannot be used: \(error). Enroll again with --replace")
+            throw IdentityError("The identity in \(folder) cannot be used: \(error). Enroll again with --replace")
         }
     }
 
-    func save(_ identity: AgentIdentity) throws {
+    /// - Parameter keepsPrevious: Leaves the one before beside it, until ``forgetPrevious()``.
+    func save(_ identity: AgentIdentity, keepsPrevious: Bool = false) throws {
         let files = FileManager.default
         do {
             try files.createDirectory(
@@ -99,13 +112,15 @@ struct IdentityStore: Sendable {
             if files.fileExists(atPath: current) { try move(current, to: previous) }
             try move(next, to: current)
             try synchronize(directory)
-            try? files.removeItem(atPath: previous)
+            if !keepsPrevious { try? files.removeItem(atPath: previous) }
         } catch let error as IdentityError {
             throw error
         } catch {
             throw IdentityError("The identity cannot be stored in \(directory): \(error)")
         }
     }
+
+    func forgetPrevious() { try? FileManager.default.removeItem(atPath: previous) }
 
     private func repair() {
         let files = FileManager.default
@@ -117,8 +132,8 @@ struct IdentityStore: Sendable {
         }
     }
 
-    private func checkPermissions() throws {
-        let path = current + "/key.pem"
+    private func checkPermissions(_ folder: String) throws {
+        let path = folder + "/key.pem"
         guard let status = FileStatus(path: path) else {
             throw IdentityError("\(path) cannot be read: \(String(cString: strerror(errno)))")
         }
@@ -127,8 +142,8 @@ struct IdentityStore: Sendable {
         }
     }
 
-    private func read(_ name: String) throws -> Data {
-        try Data(contentsOf: URL(fileURLWithPath: current + "/" + name))
+    private func read(_ folder: String, _ name: String) throws -> Data {
+        try Data(contentsOf: URL(fileURLWithPath: folder + "/" + name))
     }
 
     private func write(_ text: String, _ name: String, mode: mode_t) throws {

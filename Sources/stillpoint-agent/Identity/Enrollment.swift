@@ -46,6 +46,7 @@ struct Enrollment: Sendable {
     var token: EnrollmentToken
     /// `HOST:PORT` where the node will call this agent.
     var address: String
+    var trust = NodeTrust.token
     var timeoutSeconds = 30.0
 
     /// Asks the node for a certificate and checks everything it answers; stores nothing.
@@ -53,7 +54,12 @@ struct Enrollment: Sendable {
         guard HTTPEndpoint(hostAndPort: address) != nil else {
             throw IdentityError("The address “\(address)” is not HOST:PORT. Give one with --address")
         }
-        let (endpoint, isSecure) = try target()
+        let (endpoint, host, isSecure) = try target()
+        guard isSecure || trust == .token else {
+            throw IdentityError(
+                "\(node) has no certificate that could be checked. Write https://, or leave --node-ca and "
+                    + "--node-fingerprint away")
+        }
         let key = P256.Signing.PrivateKey()
         let request = EnrollRequest(
             token: token.text, address: address, certificateRequest: try Self.certificateRequest(key: key),
@@ -64,11 +70,11 @@ struct Enrollment: Sendable {
         let answer: HTTPAnswer
         do {
             let link = try await HTTPLink.open(
-                endpoint, security: isSecure ? try security() : nil, deadline: deadline)
+                endpoint, security: isSecure ? try trust.security(token, host: host) : nil, deadline: deadline)
             defer { link.close() }
             answer = try await link.exchange(call, deadline: deadline)
         } catch let fault as HTTPFault {
-            throw Self.failure(of: fault, node: node)
+            throw failure(of: fault)
         }
         guard (200..<300).contains(answer.status) else {
             if let failure = try? APIJSON.decoder().decode(APIFailure.self, from: Data(answer.body)) {
@@ -123,7 +129,7 @@ struct Enrollment: Sendable {
             keyPEM: key.pemRepresentation, certificatePEM: response.certificate, authorityPEM: response.authority)
     }
 
-    private func target() throws -> (HTTPEndpoint, isSecure: Bool) {
+    private func target() throws -> (HTTPEndpoint, host: String, isSecure: Bool) {
         guard let host = node.host(), !host.isEmpty, let scheme = node.scheme?.lowercased(),
             scheme == "https" || scheme == "http"
         else { throw IdentityError("“\(node)” is not the URL of a node; it looks like https://HOST:PORT") }
@@ -133,7 +139,7 @@ struct Enrollment: Sendable {
             throw IdentityError(
                 "The token would go over the network in clear. Use https://, or enroll over the loopback address")
         }
-        return (.tcp(host: plain, port: node.port ?? (isSecure ? 443 : 80)), isSecure)
+        return (.tcp(host: plain, port: node.port ?? (isSecure ? 443 : 80)), plain, isSecure)
     }
 
     static func isLoopback(_ host: String) -> Bool {
@@ -142,35 +148,12 @@ struct Enrollment: Sendable {
         return parts.count == 4 && parts[0] == "127" && parts.allSatisfy { UInt8($0) != nil }
     }
 
-    /// TLS that accepts a node of the token's authority and nobody else. The node must show its authority's
-    /// certificate along with its own: before enrolling, the agent has only its fingerprint.
-    private func security() throws -> LinkSecurity {
-        var configuration = TLSConfiguration.makeClientConfiguration()
-        configuration.minimumTLSVersion = .tlsv13
-        configuration.certificateVerification = .noHostnameVerification
-        let fingerprint = token.authorityFingerprint
-        return LinkSecurity(context: try NIOSSLContext(configuration: configuration), peerURI: nil) { shown, promise in
-            promise.completeWithTask {
-                let chain = try shown.map { try Certificate(derEncoded: $0.toDERBytes()) }
-                let root = try chain.first { try Certificates.fingerprint(Certificates.der(of: $0)) == fingerprint }
-                guard let root else { return .failed }
-                do {
-                    try await Certificates.verify(chain: chain, root: root, name: .anyNode, usage: .serverAuth)
-                    return .certificateVerified
-                } catch {
-                    return .failed
-                }
-            }
-        }
-    }
-
-    private static func failure(of fault: HTTPFault, node: URL) -> IdentityError {
+    private func failure(of fault: HTTPFault) -> IdentityError {
         switch fault {
         case .unreachable(let reason):
             IdentityError("The node at \(node) cannot be reached: \(reason)", isUnreachable: true)
         case .wrongPeer(let reason), .refusedByPeer(let reason):
-            IdentityError(
-                "The server at \(node) is not the node that made this token: \(reason). The token was not sent")
+            IdentityError("\(trust.refusal(of: node, reason)). The token was not sent")
         case .broken(let reason): IdentityError("The node at \(node) broke off: \(reason)")
         case .timedOut: IdentityError("The node at \(node) did not answer in time", isUnreachable: true)
         case .malformedAnswer(let reason): IdentityError("What answers at \(node) is not a node: \(reason)")

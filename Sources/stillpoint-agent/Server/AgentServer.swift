@@ -67,15 +67,16 @@ struct AgentServer: Sendable {
         umask(0o077)
         signal(SIGPIPE, SIG_IGN)
         let directory = try RunDirectory(configuration.run, allowsDisk: configuration.allowRunOnDisk)
+        let keeper = try IdentityKeeper(identity, store: IdentityStore(directory: configuration.state))
         let service = AgentService(
-            configuration: configuration, identity: identity, launcher: PluginProcessLauncher(logger: logger),
+            configuration: configuration, keeper: keeper, launcher: PluginProcessLauncher(logger: logger),
             logger: logger)
         try HoldJournal(directory: directory.path).prepare()
         try await recover(service)
         warnOfExpiry()
 
         let router = Routes.router(service, logger: logger)
-        let tls = try tlsApplication(router)
+        let tls = try tlsApplication(router, keeper)
         let local = localApplication(router)
         let failure: (any Error)? = await withTaskGroup(of: Outcome.self) { group in
             group.addTask { await Self.outcome("the TLS port") { try await tls.run() } }
@@ -130,7 +131,8 @@ struct AgentServer: Sendable {
         guard let end = try? identity.certificate().notValidAfter else { return }
         let days = Int(end.timeIntervalSinceNow / 86_400)
         if days < 30 {
-            logger.warning("the agent's certificate ends in \(days) days: enroll again with --replace before that")
+            logger.warning(
+                "the agent's certificate ends in \(days) days; can the node, which renews it, reach this agent?")
         }
     }
 
@@ -140,7 +142,9 @@ struct AgentServer: Sendable {
         for failure in result.failures { logger.error("not released at the end: \(failure)") }
     }
 
-    private func tlsApplication(_ router: Router<BasicRequestContext>) throws -> some ApplicationProtocol {
+    private func tlsApplication(
+        _ router: Router<BasicRequestContext>, _ keeper: IdentityKeeper
+    ) throws -> some ApplicationProtocol {
         let identity = identity
         let address = try ListenAddress(configuration.listen)
         let logger = logger
@@ -150,7 +154,7 @@ struct AgentServer: Sendable {
             server: HTTPServerBuilder { responder in
                 try MutualTLSChannel(
                     base: HTTP1Channel(responder: responder, configuration: Self.channelConfiguration),
-                    identity: identity)
+                    keeper: keeper)
             },
             configuration: ApplicationConfiguration(
                 address: .hostname(address.host, port: address.port), serverName: nil,

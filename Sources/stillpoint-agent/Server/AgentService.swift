@@ -5,7 +5,7 @@ import PluginKit
 
 /// What the agent can do, whoever asks: the node over TLS, or an administrator over the local socket.
 struct AgentService: Sendable {
-    let identity: AgentIdentity
+    let keeper: IdentityKeeper
     let catalog: PluginCatalog
     let discovery: Discovery
     let holds: HoldTable
@@ -16,8 +16,8 @@ struct AgentService: Sendable {
     /// Volumes asked about in one call at most.
     private static let volumeLimit = 4_096
 
-    init(configuration: AgentConfiguration, identity: AgentIdentity, launcher: any PluginLauncher, logger: Logger) {
-        self.identity = identity
+    init(configuration: AgentConfiguration, keeper: IdentityKeeper, launcher: any PluginLauncher, logger: Logger) {
+        self.keeper = keeper
         let surroundings = Self.surroundings(configuration, launcher: launcher, logger: logger)
         catalog = surroundings.catalog
         discovery = Discovery(
@@ -44,12 +44,14 @@ struct AgentService: Sendable {
     }
 
     func status() async -> AgentStatus {
-        AgentStatus(
+        let identity = keeper.identity
+        return AgentStatus(
             name: identity.name, version: Release.version, nodeID: identity.nodeID,
             plugins: await catalog.plugins().map {
                 PluginInfo(name: $0.name, version: $0.version, layer: ProtectionLayer($0.layer))
             },
-            holds: await holds.status(), uptimeSeconds: startedAt.seconds(until: .now), changes: watcher.changes)
+            holds: await holds.status(), uptimeSeconds: startedAt.seconds(until: .now), changes: watcher.changes,
+            identity: try? keeper.shown)
     }
 
     func discover(_ request: DiscoverRequest) async throws -> DiscoverResponse {

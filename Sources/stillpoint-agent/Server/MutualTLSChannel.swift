@@ -10,23 +10,18 @@ struct MutualTLSChannel: ServerChildChannel {
     typealias Value = HTTP1Channel.Value
 
     private let base: HTTP1Channel
-    private let context: NIOSSLContext
+    private let keeper: IdentityKeeper
     private let gate: HandshakeGate
     private let authority: Certificate
     private let nodeID: String
 
-    init(base: HTTP1Channel, identity: AgentIdentity, gate: HandshakeGate = HandshakeGate()) throws {
+    init(base: HTTP1Channel, keeper: IdentityKeeper, gate: HandshakeGate = HandshakeGate()) throws {
         self.base = base
         self.gate = gate
-        authority = try identity.authority()
-        nodeID = identity.nodeID
-        var configuration = TLSConfiguration.makeServerConfigurationWithMTLS(
-            certificateChain: try NIOSSLCertificate.fromPEMBytes(Array(identity.certificatePEM.utf8))
-                .map { .certificate($0) },
-            privateKey: .privateKey(try NIOSSLPrivateKey(bytes: Array(identity.keyPEM.utf8), format: .pem)),
-            trustRoots: .certificates(try NIOSSLCertificate.fromPEMBytes(Array(identity.authorityPEM.utf8))))
-        configuration.minimumTLSVersion = .tlsv13
-        context = try NIOSSLContext(configuration: configuration)
+        self.keeper = keeper
+        // A renewal changes neither.
+        authority = try keeper.identity.authority()
+        nodeID = keeper.identity.nodeID
     }
 
     func setup(channel: any Channel, logger: Logger) -> EventLoopFuture<Value> {
@@ -36,7 +31,7 @@ struct MutualTLSChannel: ServerChildChannel {
             let peer = channel.remoteAddress?.description ?? "unknown"
             // Replaces NIOSSL's own verification, so it checks the chain as well as the name.
             let tls = NIOSSLServerHandler(
-                context: context,
+                context: keeper.context,
                 customVerificationCallback: { shown, promise in
                     promise.completeWithTask {
                         do {

@@ -45,6 +45,15 @@ enum Routes {
         router.post("/v1/guests/restore") { request, _ in
             try answer(await service.restoreGuest(try await body(request)))
         }
+        router.post("/v1/identity/request") { _, _ in try answer(try service.keeper.request()) }
+        router.post("/v1/identity/install") { request, _ in
+            let state = try await service.keeper.install(try await body(request))
+            logger.notice("certificate renewed", metadata: ["until": "\(state.certificateExpiresAt)"])
+            return try answer(state)
+        }
+        router.post("/v1/identity/confirm") { request, _ in
+            try answer(try service.keeper.confirm(try await body(request)))
+        }
         return router
     }
 

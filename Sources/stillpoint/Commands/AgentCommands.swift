@@ -96,6 +96,7 @@ enum AgentReport {
         text.add("Enrolled", Show.time(agent.enrolledAt))
         text.add("Version", agent.version)
         text.add("Certificate", "SHA-256 \(agent.certificateFingerprint)")
+        text.add("Valid until", agent.certificateExpiresAt.map(Show.time))
         text.add(
             "Plug-ins", lines: agent.plugins.map { "\($0.name) \($0.version) (\($0.layer.rawValue))" })
         guard let resources = agent.resources else { return text.rendered() }

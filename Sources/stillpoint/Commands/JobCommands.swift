@@ -4,7 +4,8 @@ import Foundation
 
 struct JobCommands: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "job", abstract: "Long work of the node.", subcommands: [List.self, ShowOne.self, Watch.self])
+        commandName: "job", abstract: "Long work of the node.",
+        subcommands: [List.self, ShowOne.self, Watch.self, Abandon.self])
 
     struct List: NodeCommand {
         static let configuration = CommandConfiguration(abstract: "List the jobs, the newest first.")
@@ -54,6 +55,26 @@ struct JobCommands: AsyncParsableCommand {
             let job = try await JobProgress(node: node, isQuiet: false).follow(try await node.job(id))
             if connection.isJSON { return try Output.json(job) }
             print(JobReport.description(job))
+        }
+    }
+}
+
+extension JobCommands {
+    struct Abandon: NodeCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Give up bringing back what an agent stopped for a revert.",
+            discussion: """
+                For jobs of the kind restore.finish, which otherwise keep trying until the agent has done it. Mount and
+                start by hand what is still stopped on that host.
+                """)
+
+        @Argument(help: "Id of the job.", completion: Names.jobs) var id: String
+        @OptionGroup var connection: ConnectionOptions
+
+        func run(on node: NodeClient) async throws {
+            let job = try await node.abandonJob(id)
+            if connection.isJSON { return try Output.json(job) }
+            print("Job \(job.id) is given up: \(job.subject)")
         }
     }
 }

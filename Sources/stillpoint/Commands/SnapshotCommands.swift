@@ -29,6 +29,9 @@ struct SnapshotCommands: AsyncParsableCommand {
                 "The longest an agent keeps anything quiet without hearing from the node: 2 to 60, default 10.",
                 valueName: "seconds"))
         var lease: Double?
+        @Flag(
+            help: "Say what would be brought to rest, for how long, and what stands in the way; touch nothing.")
+        var dryRun = false
         @Flag(name: .shortAndLong, help: "No progress on standard error.") var quiet = false
         @OptionGroup var connection: ConnectionOptions
 
@@ -39,10 +42,11 @@ struct SnapshotCommands: AsyncParsableCommand {
         }
 
         func run(on node: NodeClient) async throws {
-            let job = try await node.createSnapshot(
-                SnapshotCreateRequest(
-                    volumes: volumes, name: name, consistency: consistency,
-                    policy: allowLower ? .allowLower : .require, leaseSeconds: lease))
+            let request = SnapshotCreateRequest(
+                volumes: volumes, name: name, consistency: consistency,
+                policy: allowLower ? .allowLower : .require, leaseSeconds: lease)
+            if dryRun { return try await rehearse(request, on: node) }
+            let job = try await node.createSnapshot(request)
             let ended = try await JobProgress(node: node, isQuiet: quiet).follow(job)
             guard let made = ended.result?.snapshot else {
                 throw CommandFailure("Job \(ended.id) succeeded but does not say which snapshot it took")
@@ -50,6 +54,13 @@ struct SnapshotCommands: AsyncParsableCommand {
             let snapshot = made.evidence == nil ? (try? await node.snapshot(made.id)) ?? made : made
             if connection.isJSON { return try Output.json(snapshot) }
             print(SnapshotReport.outcome(snapshot))
+        }
+
+        /// Exits with 1 where the snapshot would fail.
+        private func rehearse(_ request: SnapshotCreateRequest, on node: NodeClient) async throws {
+            let preview = try await node.previewSnapshot(request)
+            if connection.isJSON { try Output.json(preview) } else { print(SnapshotReport.preview(preview)) }
+            if preview.refusal != nil { throw ExitCode(1) }
         }
     }
 

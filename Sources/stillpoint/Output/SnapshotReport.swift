@@ -48,6 +48,39 @@ enum SnapshotReport {
         return lines.joined(separator: "\n")
     }
 
+    /// What `snapshot create --dry-run` says.
+    static func preview(_ preview: SnapshotPreview) -> String {
+        let level = Show.consistency(preview.attainableConsistency)
+        var lines = [
+            preview.refusal.map { "Snapshot of \(Show.list(preview.volumes)) would fail: \($0)" }
+                ?? "Snapshot \(preview.name) of \(Show.list(preview.volumes)) would be \(level)-consistent"
+        ]
+        if preview.attainableConsistency < preview.requestedConsistency {
+            lines.append("  Less than asked for (\(Show.consistency(preview.requestedConsistency))):")
+            lines += preview.reasons.map { "    \($0)" }
+        }
+        if !preview.members.isEmpty {
+            let table = Table(
+                [
+                    .left("MEMBER"), .left("AGENT"), .left("PLUG-IN"), .left("LAYER"), .left("VOLUMES"),
+                    .right("QUIESCE"), .left("VERDICT"),
+                ],
+                rows: preview.members.map { member in
+                    [
+                        member.label, member.agent, member.plugin, layer(member.layer), Show.list(member.volumes),
+                        member.quiesceSeconds.map(Show.seconds) ?? "", member.blockedBy ?? "can be brought to rest",
+                    ]
+                })
+            lines.append(table.rendered(indent: 2))
+            lines.append(
+                "  Quiet for about \(Show.seconds(preview.estimatedQuietSeconds))"
+                    + (preview.isEstimateFromHistory ? ", as measured before" : ", of which a part is a usual value"))
+        }
+        lines += preview.remarks.map { "  Note: \($0)" }
+        lines.append("  Nothing was touched")
+        return lines.joined(separator: "\n")
+    }
+
     static func description(_ snapshot: SnapshotInfo) -> String {
         var text = Description()
         text.add("Name", snapshot.name)
