@@ -196,7 +196,7 @@ extension PoolCore {
             let target = try perform(.finishReceive(seed))
             let made = try snapshot(receive.snapshot)
             for (index, digest) in digests { remember(digest, of: made.members[index].dataset.number) }
-            return (target, made.record)
+            return (target, self.record(of: made))
         }
         try commit(through: target)
         wakeMaintenance()

@@ -133,17 +133,24 @@ public final class SendSession: @unchecked Sendable {
                     begin.start.member < UInt32(members.count) ? .member(Int(begin.start.member)) : .attributes
             case .member(let index): try appendMember(index, to: &piece)
             case .attributes:
-                let attributes = try core.monitor.withLock { () throws(PoolError) in
-                    try core.checkPresence(of: snapshot)
-                    return snapshot.attributes
-                }
-                append(.attributes(attributes), to: &piece)
+                append(.attributes(try attributes()), to: &piece)
                 append(.end(dataBlocks: dataBlocks, holeBlocks: holeBlocks), to: &piece)
                 stage = .done
             case .done: return piece
             }
         }
         return piece
+    }
+
+    /// Evidence that cannot be read ends the stream: a snapshot must not arrive with less than it has.
+    private func attributes() throws(PoolError) -> [UInt8] {
+        let (known, root, lengthBytes, phase) = try core.monitor.withLock { () throws(PoolError) in
+            try core.checkPresence(of: snapshot)
+            return (snapshot.attributes, snapshot.attributesRoot, snapshot.attributeBytes, core.enterRead())
+        }
+        defer { core.exitRead(phase) }
+        if let known { return known }
+        return try core.readStream(root, lengthBytes: lengthBytes)
     }
 
     private func append(_ record: StreamRecord, to piece: inout [UInt8]) {

@@ -46,6 +46,14 @@ extension Simulator {
         var from = bases.isEmpty || generator.chance(10) ? nil : bases[Int(generator.below(UInt64(bases.count)))].id
         if let under { from = under.from }
         if from == nil, replica.pool.volumes().count > 5 { return try prune(replica) }
+        // Where the older one has several members with the same history and none of the same volume, it is no base.
+        do {
+            if let from { _ = try pool.send(id, from: from) }
+        } catch PoolError.unrelated {
+            return
+        } catch {
+            // Comes again below, where it is dealt with.
+        }
         var options = ReceiveOptions()
         options.positionBytes = 4096 * (1 + generator.below(200))
         let isOwn = all.first { $0.id == from }?.members.contains { $0.volume == members[0] } ?? false
