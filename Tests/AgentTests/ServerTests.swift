@@ -229,6 +229,8 @@ struct ServerTests {
     func localSocket() async throws {
         let agent = try await RunningAgent.start(authority: authority, directory: directory)
         let path = agent.configuration.socketPath
+        // The agent is ready when its port is; the socket may come a moment later.
+        #expect(await eventually { FileStatus(path: path) != nil })
         #expect(FileStatus(path: path).map { $0.mode & 0o077 } == 0)
         #expect(FileStatus(path: agent.configuration.run).map { $0.mode & 0o077 } == 0)
         let client = AgentClient(socketPath: path)

@@ -109,7 +109,7 @@ struct RestoreBacklogTests {
         _ = try await world.process().snapshots.run(
             request: SnapshotCreateRequest(volumes: ["v1"], name: "s1"), report: RecordedReport())
         let request = RevertRequest(volumes: ["v1"], snapshot: "s1", drive: true)
-        let dying = world.process(crashAt: "swap.after")
+        let dying = world.process(crashAt: "revert.swap.after")
         await dying.die { try await $0.reverts.run(request: request, report: RecordedReport()) }
         world.agents.state.withLock { $0.failsFinish = ["host1"] }
         _ = await world.process().reverts.recoverAfterRestart()

@@ -238,7 +238,8 @@ struct SchemaTests {
         AgentInfo(
             name: "n", address: "a", enrolledAt: now, lastSeenAt: full ? now : nil, isReachable: true,
             version: full ? "1" : nil, plugins: [plugin], certificateFingerprint: "f",
-            resources: full ? [resource] : nil, failure: full ? "f" : nil)
+            resources: full ? [resource] : nil, failure: full ? "f" : nil,
+            certificateExpiresAt: full ? now : nil)
     }
 
     static func status() -> NodeStatus {

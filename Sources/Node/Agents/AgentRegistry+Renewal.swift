@@ -14,8 +14,8 @@ extension AgentRegistry {
             ?? CertificateAuthority.agentSeconds
     }
 
-    /// Renews the certificate that an agent shows when a third of its life is left. Whatever fails, the one it has stays
-    /// in use, and the next look tries again.
+    /// Renews the certificate that an agent shows when a third of its life is left. Whatever fails, the one it has
+    /// stays in use, and the next look tries again.
     func renewIfDue(_ record: AgentRecord, _ status: AgentStatus) async {
         guard let shown = status.identity else { return }
         do {

@@ -109,8 +109,13 @@ final class JobEngine: Sendable {
         }
     }
 
-    /// Makes the end durable, then tells the watchers.
-    private func end(_ id: String, _ change: (inout JobInfo) -> Void) async {
+    /// Makes the end durable, then tells the watchers. In a task of its own: a job that was cancelled has an end, too,
+    /// and the catalog writes nothing for a cancelled task.
+    private func end(_ id: String, _ change: @escaping @Sendable (inout JobInfo) -> Void) async {
+        await Task { await keepEnd(id, change) }.value
+    }
+
+    private func keepEnd(_ id: String, _ change: (inout JobInfo) -> Void) async {
         let ended: JobInfo? = state.withLock { state in
             guard var info = state.running[id]?.info else { return nil }
             change(&info)

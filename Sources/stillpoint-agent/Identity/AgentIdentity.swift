@@ -55,8 +55,8 @@ struct IdentityStore: Sendable {
         return FileManager.default.fileExists(atPath: current + "/agent.json")
     }
 
-    /// Nil if the agent is not enrolled. A renewed identity that cannot be used gives way to the one before it, which is
-    /// there until the node has seen the new one.
+    /// Nil if the agent is not enrolled. A renewed identity that cannot be used gives way to the one before it,
+    /// which is there until the node has seen the new one.
     func load() throws -> AgentIdentity? {
         guard exists else { return nil }
         do {
