@@ -1,7 +1,8 @@
 internal import BlockIO
 
 /// What a member of a snapshot holds, in 24 bytes that two pools can compare: the number of mapped blocks, and a sum
-/// over the mapped leaves (stretches of 1 MiB) of the SipHash-2-4-128 of their place and of the CRC-32C of each block or
+/// over the mapped leaves (stretches of 1 MiB) of the SipHash-2-4-128 of their place and of the CRC-32C of each
+/// block or
 /// its absence.
 ///
 /// Being a sum it follows from an older snapshot's by what differs, so that checking an increment costs what the

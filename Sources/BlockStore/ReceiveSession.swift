@@ -101,7 +101,8 @@ public final class ReceiveSession {
 
     /// Takes bytes of the stream.
     ///
-    /// - Throws: ``PoolError/badStream(_:)``, ``PoolError/unsupportedStream(_:)`` and ``PoolError/refusedStream(_:)`` for
+    /// - Throws: ``PoolError/badStream(_:)``, ``PoolError/unsupportedStream(_:)`` and
+    /// ``PoolError/refusedStream(_:)`` for
     ///   what the stream is or does not fit; then the session is over, and what was received before stays.
     public func feed(_ bytes: UnsafeRawBufferPointer) throws(PoolError) {
         if let failure { throw failure }
@@ -237,7 +238,8 @@ public final class ReceiveSession {
 
     /// Makes the snapshot of what was received and verified: one record, durable on return.
     ///
-    /// - Throws: ``PoolError/badStream(_:)`` where the stream was cut off; ``PoolError/refusedStream(_:)`` where a volume
+    /// - Throws: ``PoolError/badStream(_:)`` where the stream was cut off; ``PoolError/refusedStream(_:)`` where a
+    /// volume
     ///   was written to meanwhile. Nothing visible has changed then.
     public func finish() throws(PoolError) -> SnapshotRecord {
         if let failure { throw failure }

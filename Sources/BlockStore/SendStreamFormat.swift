@@ -315,7 +315,8 @@ public struct StreamParser {
         }
     }
 
-    /// The bytes as records of one stream with magic, numbers and checksums made right, as far as their lengths allow: for
+    /// The bytes as records of one stream with magic, numbers and checksums made right, as far as their lengths
+    /// allow: for
     /// fuzzing, which would not get past them otherwise.
     public static func withChecksumsMended(_ bytes: UnsafeRawBufferPointer) -> [UInt8] {
         var result: [UInt8] = []

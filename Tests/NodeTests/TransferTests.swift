@@ -163,7 +163,7 @@ struct TransferTests {
                     let whole = try await Self.stream(from, "s1")
                     #expect(try await code(Array(whole[..<2]), volume: "x") == "badStream")
                     #expect(try await to.receives().map(\.volumes) == [["x"]])
-                    #expect(try await code(whole) == "streamRefused")
+                    #expect(try await code(whole, volume: "y") == "streamRefused")
                     try await to.abortReceive("s1")
                     #expect(try await to.receives().isEmpty)
                     #expect(try await code(whole, volume: "not a name") == "invalidName")

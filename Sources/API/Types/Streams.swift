@@ -1,5 +1,5 @@
-/// One line of a diff, which is a stream of JSON objects separated by line ends. The first is of kind `size`, the last of
-/// kind `end`; without it the diff was cut off.
+/// One line of a diff, which is a stream of JSON objects separated by line ends. The first is of kind `size`, the last
+/// of kind `end`; without it the diff was cut off.
 public struct DiffLine: Codable, Sendable, Equatable {
     public enum Kind: String, Codable, Sendable, CaseIterable {
         /// The sizes of the two; `fromBytes` is absent where there is no older one.

@@ -75,11 +75,12 @@ struct HTTPAdapter: Sendable {
         let body = route.body == nil ? Data() : try await readBody(request)
         var routed = RouteRequest(parameters: parameters, query: query, body: body)
         guard route.streamType != nil else { return try await response(try await route.handle(routed), route) }
-        routed.stream = BodyStream(request.body)
+        let stream = BodyStream(request.body)
+        routed.stream = stream
         do {
             return try await response(try await route.handle(routed), route)
         } catch {
-            return Self.early(APIFailure.from(error), request)
+            return Self.early(APIFailure.from(error), stream)
         }
     }
 
@@ -187,7 +188,7 @@ struct HTTPAdapter: Sendable {
 
     /// A failure that is known before the body has come to its end: it is sent at once, and then the body is read for a
     /// moment, because a connection that is closed with bytes unread takes the answer along.
-    private static func early(_ failure: APIFailure, _ request: Request) -> Response {
+    private static func early(_ failure: APIFailure, _ stream: BodyStream) -> Response {
         let data = (try? APIJSON.encoder().encode(failure)) ?? Data()
         return Response(
             status: .init(code: failure.status),
@@ -195,7 +196,7 @@ struct HTTPAdapter: Sendable {
             body: ResponseBody { writer in
                 try await writer.write(ByteBuffer(bytes: data))
                 try? await withThrowingTaskGroup(of: Void.self) { group in
-                    group.addTask { for try await _ in request.body {} }
+                    group.addTask { for try await _ in stream {} }
                     group.addTask { try await Task.sleep(for: .seconds(2)) }
                     try await group.next()
                     group.cancelAll()

@@ -125,21 +125,23 @@ struct RouteRequest: Sendable {
     }
 }
 
-/// A request's body as it comes; read once.
-struct BodyStream: AsyncSequence, Sendable {
+/// A request's body as it comes. All its iterators read on where the one before stopped: the server allows one only,
+/// and what a route left unread has to be read after it.
+final class BodyStream: AsyncSequence, @unchecked Sendable {
+    // SAFETY: one task reads at a time: the route's, and when that has ended, the one that sends the answer.
     typealias Element = ByteBuffer
 
-    private let body: any AsyncSequence<ByteBuffer, any Error> & Sendable
+    private var inner: any AsyncIteratorProtocol<ByteBuffer, any Error>
 
-    init(_ body: any AsyncSequence<ByteBuffer, any Error> & Sendable) { self.body = body }
+    init(_ body: any AsyncSequence<ByteBuffer, any Error> & Sendable) { inner = body.makeAsyncIterator() }
 
     struct AsyncIterator: AsyncIteratorProtocol {
-        fileprivate var inner: any AsyncIteratorProtocol<ByteBuffer, any Error>
+        fileprivate let stream: BodyStream
 
-        mutating func next() async throws -> ByteBuffer? { try await inner.next(isolation: nil) }
+        func next() async throws -> ByteBuffer? { try await stream.inner.next(isolation: nil) }
     }
 
-    func makeAsyncIterator() -> AsyncIterator { AsyncIterator(inner: body.makeAsyncIterator()) }
+    func makeAsyncIterator() -> AsyncIterator { AsyncIterator(stream: self) }
 }
 
 /// An answer's body that is made piece by piece: the next one when the one before has been taken.
