@@ -6,9 +6,9 @@ import SwiftASN1
 import Synchronization
 import X509
 
-/// The identity that the agent shows, and how it gets the next one: the node asks for a request, signs it and
-/// brings the certificate. A new identity is checked as at enrolment and made into a TLS context before it replaces anything; the
-/// one before it stays on the disk until the node has seen the new one.
+/// The identity that the agent shows, and how it gets the next one: the node asks for a request, signs it and brings
+/// the certificate. A new identity is checked as at enrolment and made into a TLS context before it replaces
+/// anything; the one before it stays on the disk until the node has seen the new one.
 final class IdentityKeeper: Sendable {
     private struct State {
         var identity: AgentIdentity
