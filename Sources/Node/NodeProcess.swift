@@ -286,7 +286,6 @@ final class NodeProcess: Sendable {
     private func announce(_ channel: any Channel) {
         let port = channel.localAddress?.port ?? configuration.apiListen.port
         let address = ListenAddress(host: configuration.apiListen.host, port: port)
-        services.addresses.api = address.description
         let scheme = configuration.usesTLS ? "https" : "http"
         let own = address.isWildcard ? ListenAddress(host: "127.0.0.1", port: port) : address
         if let runDirectory = configuration.runDirectory {
@@ -301,6 +300,8 @@ final class NodeProcess: Sendable {
                 logger.warning("the CLI will not find this node by itself", metadata: ["reason": "\(error)"])
             }
         }
+        // After the record: who sees the address may look for the record.
+        services.addresses.api = address.description
         let lines = "api \(scheme)://\(address)\niscsi \(services.addresses.iscsi)\n"
         try? FileHandle.standardOutput.write(contentsOf: Data(lines.utf8))
         logger.notice(
