@@ -48,10 +48,10 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-wait_for() {  # DESCRIPTION COMMAND...: up to 90 seconds
+wait_for() {  # DESCRIPTION COMMAND...: up to five minutes
     local what=$1; shift
-    for _ in $(seq 450); do "$@" > /dev/null 2>&1 && return 0; sleep 0.2; done
-    echo "demo-kvm: waited 90 s for $what" >&2
+    for _ in $(seq 1500); do "$@" > /dev/null 2>&1 && return 0; sleep 0.2; done
+    echo "demo-kvm: waited five minutes for $what" >&2
     return 1
 }
 
@@ -77,6 +77,7 @@ install -d -m 0755 "$work/run" "$work/agent-state" "$work/agent-run"
 mount -t tmpfs -o size=16m,mode=0700 tmpfs "$work/agent-run"
 "$bin/stillpoint" serve --data "$work/data" --iscsi-listen 127.0.0.1:0 --api-listen 127.0.0.1:0 > "$work/node.log" 2>&1 &
 node_pid=$!
+wait_for "the node" grep -q "^iscsi " "$work/node.log"
 wait_for "the node" stillpoint status
 sed -n '/^api \|^iscsi /p' "$work/node.log"
 api=$(sed -n 's/^api //p' "$work/node.log" | head -n 1)

@@ -25,10 +25,10 @@ sql() { as_postgres "$postgres_bin/psql" -h "$work/socket" -p 54329 -d "${db:-be
 now_ms() { date +%s%3N; }
 
 postgres_start() {
-    as_postgres "$postgres_bin/pg_ctl" -D "$data" -w -t 60 -l "$work/socket/postgres.log" \
+    as_postgres "$postgres_bin/pg_ctl" -D "$data" -w -t 240 -l "$work/socket/postgres.log" \
         -o "-k $work/socket -p 54329 -c listen_addresses= -c shared_buffers=64MB" start > /dev/null
 }
-postgres_stop() { as_postgres "$postgres_bin/pg_ctl" -D "$data" -w -t 60 -m "${1:-fast}" stop > /dev/null; }
+postgres_stop() { as_postgres "$postgres_bin/pg_ctl" -D "$data" -w -t 240 -m "${1:-fast}" stop > /dev/null; }
 
 stop_process() {  # PID: asks, waits up to ten seconds, then insists
     local pid=$1
@@ -65,10 +65,10 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-wait_for() {  # DESCRIPTION COMMAND...: up to 30 seconds
+wait_for() {  # DESCRIPTION COMMAND...: up to two minutes
     local what=$1; shift
-    for _ in $(seq 300); do "$@" > /dev/null 2>&1 && return 0; sleep 0.1; done
-    echo "demo: waited 30 s for $what" >&2
+    for _ in $(seq 1200); do "$@" > /dev/null 2>&1 && return 0; sleep 0.1; done
+    echo "demo: waited two minutes for $what" >&2
     return 1
 }
 
@@ -112,6 +112,7 @@ install -d -m 0700 -o postgres -g postgres "$work/socket"
 mount -t tmpfs -o size=16m,mode=0700 tmpfs "$work/agent-run"
 "$bin/stillpoint" serve --data "$work/data" --iscsi-listen 127.0.0.1:0 --api-listen 127.0.0.1:0 > "$work/node.log" 2>&1 &
 node_pid=$!
+wait_for "the node" grep -q "^iscsi " "$work/node.log"
 wait_for "the node" stillpoint status
 sed -n '/^api \|^iscsi /p' "$work/node.log"
 
@@ -139,6 +140,7 @@ sql -c 'CREATE TABLE ledger (n bigint PRIMARY KEY)'
 wait_for "the agent" bash -c "'$bin/stillpoint' agent show demo-host -o json | grep -q postgresql"
 stillpoint agent show demo-host
 start_load
+wait_for "the first transactions" test -s "$work/acknowledged"
 sleep 3
 
 say "A crash-consistent snapshot"

@@ -20,7 +20,7 @@ alive() { [ -n "$1" ] && kill -0 "$1" 2> /dev/null; }
 start_daemon() {
     inside setsid libvirtd -f "$dir/etc/libvirtd.conf" -p "$dir/libvirtd.pid" < /dev/null >> "$dir/libvirtd.log" 2>&1 &
     local child=$! i
-    for ((i = 0; i < 600; i++)); do
+    for ((i = 0; i < 1800; i++)); do
         inside virsh -q -c qemu:///system list --name > /dev/null 2>&1 && return 0
         kill -0 "$child" 2> /dev/null || break
         sleep 0.1
@@ -60,7 +60,7 @@ start)
         echo $$ > "$dir/holder.new"
         mv "$dir/holder.new" "$dir/holder.pid"
         exec sleep infinity' holder "$dir" "$cache" < /dev/null > "$dir/holder.log" 2>&1 &
-    for ((i = 0; i < 100; i++)); do [ -s "$dir/holder.pid" ] && break; sleep 0.05; done
+    for ((i = 0; i < 1200; i++)); do [ -s "$dir/holder.pid" ] && break; sleep 0.05; done
     [ -s "$dir/holder.pid" ] || { echo "private-libvirtd: no namespace: $(cat "$dir/holder.log")" >&2; exit 1; }
     if [ -n "${PRIVATE_LIBVIRTD_OWNER:-}" ]; then
         setsid bash -c 'while kill -0 "$1" && kill -0 "$2"; do sleep 1; done 2> /dev/null; exec "$3" stop "$4"' watch \
