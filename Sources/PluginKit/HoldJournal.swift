@@ -48,6 +48,11 @@ public final class HoldJournal<Entry: Codable & Sendable>: Sendable {
     /// what they hold can be recovered only when the kernel has given them back. A recovery reports them as
     /// failures, so that it is repeated.
     public static func heldByDying(stateDirectory: String, plugin: String) -> [(holdID: String, process: Int32)] {
+        held(stateDirectory: stateDirectory, plugin: plugin).filter { isDying($0.process) }
+    }
+
+    /// The holds whose processes still live, or die: they release by themselves, or else a later recovery does.
+    public static func held(stateDirectory: String, plugin: String) -> [(holdID: String, process: Int32)] {
         let prefix = "\(plugin)-hold-"
         return directoryEntries(stateDirectory).sorted().compactMap { name in
             guard name.hasPrefix(prefix), name.hasSuffix(".journal") else { return nil }
@@ -58,8 +63,7 @@ public final class HoldJournal<Entry: Codable & Sendable>: Sendable {
             guard flock(descriptor, LOCK_EX | LOCK_NB) < 0, errno == EWOULDBLOCK else { return nil }
             var lines = LineSplitter(maximumBytes: PluginContract.maximumLineBytes)
             guard case .line(let line) = lines.feed(readWholeFile(path) ?? []).first,
-                let header = try? PluginJSON.decode(JournalHeader.self, from: line),
-                isDying(header.process)
+                let header = try? PluginJSON.decode(JournalHeader.self, from: line)
             else { return nil }
             return (String(name.dropFirst(prefix.count).dropLast(8)), header.process)
         }

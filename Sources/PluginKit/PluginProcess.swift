@@ -11,7 +11,7 @@ public final class PluginProcess: Sendable {
         /// recovered, not after a debugger has looked at it.
         public var environment: [String: String] = Command.cleanEnvironment.merging(
             ["SWIFT_BACKTRACE": "enable=no"]
-        ) { $1 }
+        ) { $1 }.merging(PausePoint.environment) { $1 }
         public var maximumLineBytes = PluginContract.maximumLineBytes
         /// Called on the process's I/O thread: must not block.
         public var onEvent: @Sendable (PluginEvent) -> Void = { _ in }

@@ -2,42 +2,93 @@ import API
 import Foundation
 import Testing
 
-/// Nothing stays frozen, whatever dies while a guest is.
+/// Nothing stays frozen or paused, whatever dies at whichever step of a snapshot.
+///
+/// Each step is a named point at which one process waits (`PausePoint`, `CrashPoint`): what dies, dies right there.
 @Suite("Guests: kills", .serialized, .enabled(if: KVMComponents.areThere, "\(KVMComponents.skipReason)"))
 struct KVMKillTests {
     enum Victim: String, CaseIterable {
-        case plugin, agent, agentAndPlugin, libvirtd, node, nothing
+        case plugin, agent, agentThenPlugin, libvirtd, node
     }
 
-    /// The guest is quiet for hundredths of a second: a kill falls before, into or after that, and all must end well.
-    @Test("a guest is thawed within the lease, whoever is killed during its snapshot")
+    /// In their order; those without a prefix are the node's.
+    private static let freezeSteps = [
+        "plugin.freeze.before", "plugin.freeze.after", "agent.hold.after", "cut.before", "cut.after",
+        "agent.release.before", "plugin.release.before", "plugin.release.after", "agent.release.after",
+        "evidence.before", "label.after",
+    ]
+    private static let suspendSteps = [
+        "plugin.suspend.before", "plugin.suspend.after", "cut.after", "plugin.release.before", "plugin.release.after",
+    ]
+    /// From here on the snapshot is made, whoever dies.
+    private static let decided: Set = ["evidence.before", "label.after"]
+    /// Before these there is no cut: a node that dies leaves none.
+    private static let uncut: Set = [
+        "plugin.freeze.before", "plugin.freeze.after", "plugin.suspend.before", "plugin.suspend.after",
+        "agent.hold.after", "cut.before",
+    ]
+    private static let leaseSeconds = 6
+
+    @Test("a guest goes on within the lease, whoever is killed at whichever step, and no snapshot says too much")
     func kills() throws {
-        let world = try KVMWorld(configuration: "pluginConfiguration: {libvirt: {mode: agent}}\n")
+        let steps = try PauseDirectory()
+        defer { steps.remove() }
+        let world = try KVMWorld(
+            configuration: "pluginConfiguration: {libvirt: {mode: agent}}\n", environment: steps.environment)
         defer { world.tearDown() }
-        let guest = try world.guest("g1", volumes: ["data"])
+        let guest = try world.guest("g1", volumes: ["a", "b"])
         try guest.boot()
         try world.startAgents()
-        try guest.startWriter(["/mnt/data/n"], pauseMicroseconds: 20_000)
-        for victim in Victim.allCases {
-            let name = "k-\(victim.rawValue)"
-            let taking = try take(world, name)
-            let hasBegun = Shell.wait(upToSeconds: 20) { guest.freezeStatus == "frozen" || !taking.isRunning }
-            #expect(hasBegun, "\(victim): \(said(world, name))")
-            try kill(victim, world, guest)
-            #expect(guest.isRunningFreely(withinSeconds: 15), "\(victim)")
-            #expect(try guest.writerGoesOn(), "\(victim)")
-            #expect(Shell.wait(upToSeconds: 40) { !taking.isRunning }, "\(victim)")
-            try expectHonest(world, name, mustExist: victim == .nothing)
+        try guest.startWriter(["/mnt/a/n", "/mnt/b/n"], pauseMicroseconds: 20_000)
+        for step in Self.freezeSteps {
+            for victim in Victim.allCases {
+                try kill(victim, at: step, in: world, guest, steps, level: .fileSystem)
+            }
+        }
+        world.agent.stopProcess()
+        world.agent.configuration = "pluginConfiguration: {libvirt: {mode: pause}}\n"
+        try world.agent.start()
+        for step in Self.suspendSteps {
+            for victim in Victim.allCases {
+                try kill(victim, at: step, in: world, guest, steps, level: .crash)
+            }
         }
     }
 
-    private func take(_ world: KVMWorld, _ name: String) throws -> ChildProcess {
+    private func kill(
+        _ victim: Victim, at step: String, in world: KVMWorld, _ guest: Guest, _ steps: PauseDirectory,
+        level: Consistency
+    ) throws {
+        let name = "\(step)-\(victim.rawValue)-\(level.rawValue)"
+        try steps.arm(step)
+        let taking = try take(world, name, level)
+        let isReached = Shell.wait(upToSeconds: 60) { steps.isReached(step) || !taking.isRunning }
+        #expect(isReached && steps.isReached(step), "\(name): \(said(world, name))")
+        try kill(victim, world, guest) { steps.release(step) }
+        #expect(guest.isRunningFreely(withinSeconds: Double(Self.leaseSeconds) + 15), "\(name)")
+        #expect(try guest.writerGoesOn(), "\(name)")
+        #expect(Shell.wait(upToSeconds: 60) { !taking.isRunning }, "\(name)")
+        taking.killHard()
+        try expectSettled(world, name)
+        try expectHonest(world, name, level, step, victim)
+        // The next one works.
+        let next = try world.snapshot(["a", "b"], name: name + "-next", Self.wish(level))
+        #expect(next.achievedConsistency == level, "\(name)")
+        for snapshot in try world.node.json([SnapshotInfo].self, "snapshot", "list", "a") {
+            try world.node.must("snapshot", "delete", snapshot.name)
+        }
+    }
+
+    private static func wish(_ level: Consistency) -> [String] {
+        // A pause proves no more than crash consistency; that it was held at the cut is in the evidence.
+        ["--consistency", "file-system", "--lease", "\(leaseSeconds)"] + (level == .crash ? ["--allow-lower"] : [])
+    }
+
+    private func take(_ world: KVMWorld, _ name: String, _ level: Consistency) throws -> ChildProcess {
         let node = world.node
         return try Shell.start(
-            [
-                Components.bin + "/stillpoint", "snapshot", "create", "data", "--name", name, "--consistency",
-                "file-system", "--lease", "6",
-            ], environment: ["STILLPOINT_RUN_DIR": node.runFolder], outputPath: "\(node.folder.path)/\(name).out",
+            [Components.bin + "/stillpoint", "snapshot", "create", "a", "b", "--name", name] + Self.wish(level),
+            environment: ["STILLPOINT_RUN_DIR": node.runFolder], outputPath: "\(node.folder.path)/\(name).out",
             errorPath: "\(node.folder.path)/\(name).err")
     }
 
@@ -46,29 +97,34 @@ struct KVMKillTests {
         return ((try? String(contentsOfFile: path, encoding: .utf8)) ?? "") + world.agent.log.suffix(1500)
     }
 
-    private func kill(_ victim: Victim, _ world: KVMWorld, _ guest: Guest) throws {
+    /// Kills while the step waits, lets it go on, and starts again what was killed.
+    private func kill(_ victim: Victim, _ world: KVMWorld, _ guest: Guest, goOn: () -> Void) throws {
         switch victim {
-        case .plugin: for pid in plugins(world) { Foundation.kill(pid, SIGKILL) }
+        case .plugin:
+            for pid in plugins(world) { Foundation.kill(pid, SIGKILL) }
+            goOn()
         case .agent:
             world.agent.killHard()
-            #expect(guest.isRunningFreely(withinSeconds: 10), "the plug-in releases without the agent")
+            goOn()
+            #expect(guest.isRunningFreely(withinSeconds: 15), "the plug-in releases without the agent")
             try world.agent.start()
-        case .agentAndPlugin:
+        case .agentThenPlugin:
             let pids = plugins(world)
-            // Stopped first, so that neither can do anything about the other's death.
+            // Stopped first, so that it can do nothing about the agent's death, nor the new agent anything about it.
             for pid in pids { Foundation.kill(pid, SIGSTOP) }
             world.agent.killHard()
-            for pid in pids { Foundation.kill(pid, SIGKILL) }
+            goOn()
             try world.agent.start()
+            for pid in pids { Foundation.kill(pid, SIGKILL) }
         case .libvirtd:
             world.host.killDaemon()
+            goOn()
             try world.host.restartDaemon()
         case .node:
-            // The guest's disk is gone with the node, and a file system needs its disk to be thawed.
+            // The guest's disks are gone with the node, and a file system needs its disk to be thawed.
             world.node.killHard()
-            Thread.sleep(forTimeInterval: 7)
+            goOn()
             try world.node.start()
-        case .nothing: break
         }
     }
 
@@ -79,14 +135,65 @@ struct KVMKillTests {
         return text.split(separator: "\n").compactMap { Int32($0) }
     }
 
-    /// No snapshot, or one that is what its label says.
-    private func expectHonest(_ world: KVMWorld, _ name: String, mustExist: Bool) throws {
+    private func expectSettled(_ world: KVMWorld, _ name: String) throws {
+        let isSettled = try Shell.wait(upToSeconds: 60) {
+            try world.node.json([JobInfo].self, "job", "list").allSatisfy { $0.state.isEnded }
+        }
+        #expect(isSettled, "\(name): a job goes on")
+        let status = try Shell.check([
+            Components.bin + "/stillpoint-agent", "status", "--run", world.agent.folder.path + "/run", "-o", "json",
+        ])
+        #expect(try APIJSON.decoder().decode(AgentStatus.self, from: Data(status.utf8)).holds.isEmpty, "\(name)")
+    }
+
+    /// No snapshot, or one that is what its label says: of both disks, with the numbers up to one instant.
+    private func expectHonest(
+        _ world: KVMWorld, _ name: String, _ level: Consistency, _ step: String, _ victim: Victim
+    ) throws {
         guard try world.node.cli("snapshot", "show", name).status == 0 else {
-            #expect(!mustExist, "there is no \(name)")
+            #expect(!Self.decided.contains(step), "there is no \(name)")
             return
         }
+        #expect(!(victim == .node && Self.uncut.contains(step)), "\(name) was not cut")
         let made = try world.node.json(SnapshotInfo.self, "snapshot", "show", name)
-        #expect(made.achievedConsistency == .fileSystem, "\(name)")
-        #expect(try !Ext4Image(path: world.image(of: name, volume: "data")).needsRecovery(), "\(name)")
+        #expect(made.volumes.count == 2, "\(name)")
+        #expect(made.achievedConsistency == level, "\(name)")
+        if level != .crash {
+            #expect(made.evidence?.members.allSatisfy { $0.stillHeldAtRelease } == true, "\(name)")
+        }
+        let numbers = try ["a", "b"].map { volume in
+            let image = Ext4Image(path: try world.image(of: name, volume: volume))
+            if level == .fileSystem { #expect(try !image.needsRecovery(), "\(name)") }
+            try image.replayJournal()
+            defer {
+                try? FileManager.default.removeItem(atPath: image.path)
+                _ = try? world.node.cli("clone", "delete", "look-\(name)-\(volume)")
+            }
+            return try image.numbers("/n")
+        }
+        #expect((0...1).contains(numbers[0].count - numbers[1].count), "\(name)")
+        for numbers in numbers { #expect(numbers == Array(1...max(1, numbers.count)), "\(name)") }
     }
+}
+
+/// Where processes under test look whether they are to wait at a step.
+struct PauseDirectory {
+    private let folder: TemporaryFolder
+
+    init() throws { folder = try TemporaryFolder(prefix: "sp-pause") }
+
+    var environment: [String: String] { ["STILLPOINT_PAUSE_DIRECTORY": folder.path] }
+
+    func arm(_ step: String) throws { try "".write(toFile: path(step), atomically: true, encoding: .utf8) }
+
+    func isReached(_ step: String) -> Bool { FileManager.default.fileExists(atPath: path(step) + ".reached") }
+
+    func release(_ step: String) {
+        try? FileManager.default.removeItem(atPath: path(step))
+        try? FileManager.default.removeItem(atPath: path(step) + ".reached")
+    }
+
+    func remove() { folder.remove() }
+
+    private func path(_ step: String) -> String { "\(folder.path)/\(step)" }
 }

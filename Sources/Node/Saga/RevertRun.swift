@@ -82,10 +82,10 @@ final class RevertRun: Sendable {
         case .stepBegan(let step, let detail): await report.stepBegan(step.rawValue, detail: detail)
         case .stepSucceeded(let step, let detail):
             await report.stepSucceeded(step.rawValue, detail: detail)
-            effects.crashPoint.hit("\(step.rawValue).after")
+            await effects.crashPoint.hit("\(step.rawValue).after")
         case .stepFailed(let step, let detail): await report.stepFailed(step.rawValue, detail: detail)
         case .stepCompensated(let step, let detail): await report.stepCompensated(step.rawValue, detail: detail)
-        case .end: effects.crashPoint.hit("revert.done.after")
+        case .end: await effects.crashPoint.hit("revert.done.after")
         }
     }
 
@@ -94,7 +94,7 @@ final class RevertRun: Sendable {
             // Before the saga is called done: what is left of it belongs to somebody from then on.
             if record.step == .done { try await keepUnfinished() }
             try await effects.journal.append(try SagaJournalEntry(record, sagaID: plan.sagaID, jobID: report.jobID))
-            effects.crashPoint.hit("\(record.step.rawValue).before")
+            await effects.crashPoint.hit("\(record.step.rawValue).before")
             return .recorded(sequence: record.sequence)
         } catch {
             return .journalFailed(reason: "\(error)")

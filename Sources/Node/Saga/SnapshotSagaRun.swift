@@ -61,12 +61,12 @@ final class SnapshotSagaRun: Sendable {
         case .stepBegan(let step, let detail): await report.stepBegan(step.rawValue, detail: detail)
         case .stepSucceeded(let step, let detail):
             await report.stepSucceeded(step.rawValue, detail: detail)
-            effects.crashPoint.hit("\(step.rawValue).after")
+            await effects.crashPoint.hit("\(step.rawValue).after")
         case .stepFailed(let step, let detail):
             logger.warning("\(step.rawValue) failed: \(detail ?? "")")
             await report.stepFailed(step.rawValue, detail: detail)
         case .stepCompensated(let step, let detail): await report.stepCompensated(step.rawValue, detail: detail)
-        case .end: effects.crashPoint.hit("done.after")
+        case .end: await effects.crashPoint.hit("done.after")
         }
     }
 
@@ -87,7 +87,7 @@ final class SnapshotSagaRun: Sendable {
     private func write(_ record: SnapshotRecord) async -> SnapshotSaga.Event {
         do {
             try await effects.journal.append(try SagaJournalEntry(record, sagaID: plan.sagaID, jobID: report.jobID))
-            effects.crashPoint.hit("\(record.step.rawValue).before")
+            await effects.crashPoint.hit("\(record.step.rawValue).before")
             return .recorded(sequence: record.sequence)
         } catch {
             return .journalFailed(reason: "\(error)")

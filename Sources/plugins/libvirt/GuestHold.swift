@@ -46,6 +46,7 @@ struct HeldGuest: Sendable {
     /// - Parameter isExpected: false for one of which it is not known whether it ever came to rest.
     func release(_ journal: HoldJournal<GuestRecord>, isExpected: Bool = true) -> UnquiesceResult.Member {
         let deadline = MonotonicInstant.now.advanced(bySeconds: Self.releaseSeconds)
+        PausePoint.reachBlocking("plugin.release.before")
         switch how {
         case .frozen: return thaw(journal, until: deadline, isExpected)
         case .suspended: return resume(journal, until: deadline)
@@ -107,6 +108,7 @@ struct HeldGuest: Sendable {
                     try guest.limitAgent(seconds: min(Self.thawSeconds, max(1, deadline.secondsFromNow)))
                     return try guest.thaw()
                 }
+                PausePoint.reachBlocking("plugin.release.after")
                 note(journal, .freeze)
                 try? target.call(until: .now) { guest throws(LibvirtError) in guest.restoreAgentLimit() }
                 let failure =
@@ -144,6 +146,7 @@ struct HeldGuest: Sendable {
                     try guest.resume()
                     return true
                 }
+                PausePoint.reachBlocking("plugin.release.after")
                 note(journal, .suspend)
                 let failure = wasPaused ? writeFailure(writesNow) : "Somebody else resumed it during the hold"
                 // The snapshot has its copy of it.

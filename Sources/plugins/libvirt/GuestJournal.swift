@@ -62,6 +62,12 @@ enum GuestJournal {
             // Kept when something is left: the next recovery tries again.
             if isDone { journal.remove() }
         }
+        // A process that outlived its agent releases by itself; killed before that, it leaves it to the next recovery.
+        for held in HoldJournal<GuestRecord>.held(
+            stateDirectory: parameters.stateDirectory, plugin: LibvirtPlugin.name)
+        {
+            result.failures.append("process \(held.process) still has the guests of hold \(held.holdID)")
+        }
         result.released.sort()
         return result
     }

@@ -226,6 +226,7 @@ final class GuestRound: Sendable {
             throw QuiesceFailure(AgentTrouble.explain(error, target))
         }
         try note(target.record(.intent, .freeze))
+        PausePoint.reachBlocking("plugin.freeze.before")
         let count: Int
         do throws(LibvirtError) {
             // Not repeated over a new connection: whether the first request was carried out is not known.
@@ -234,6 +235,7 @@ final class GuestRound: Sendable {
             throw undoFreeze(target, error)
         }
         var member = HeldGuest(target, .frozen, heldAt: .now)
+        PausePoint.reachBlocking("plugin.freeze.after")
         member.frozenCount = count
         guard count > 0 else {
             _ = member.release(journal)
@@ -275,11 +277,13 @@ final class GuestRound: Sendable {
                     hint: "virsh resume \(target.name), then try again"))
         }
         try note(target.record(.intent, .suspend, memoryFile: memoryFile))
+        PausePoint.reachBlocking("plugin.suspend.before")
         var member = HeldGuest(target, .suspended, heldAt: .now)
         member.memoryFile = memoryFile
         do throws(LibvirtError) {
             try target.call(until: .now) { guest throws(LibvirtError) in try guest.suspend() }
             member.heldAt = .now
+            PausePoint.reachBlocking("plugin.suspend.after")
             member.writes = try? target.call(until: deadline) { guest throws(LibvirtError) in
                 try guest.writes(target.disks)
             }

@@ -175,6 +175,7 @@ actor Hold {
                 hint: "Check the free space in \(surroundings.journal.directory) on the agent's host")
         }
         do {
+            await PausePoint.reach("agent.hold.before")
             let result = try await askToQuiesce()
             let missing = Set(request.resources.map(\.id)).subtracting(result.members.map(\.resource))
             guard missing.isEmpty else {
@@ -184,6 +185,7 @@ actor Hold {
             if let abortedBecause { throw PluginFailure(.cancelled, abortedBecause.explanation ?? "it was released") }
             guard ContinuousClock.now < deadline else { throw PluginFailure(.leaseEnded, "the lease ended meanwhile") }
             phase = .held(since: .now)
+            await PausePoint.reach("agent.hold.after")
             logger.info("held", metadata: ["resources": "\(request.resources.map(\.id))"])
             return HoldResponse(
                 holdID: request.holdID,
@@ -297,7 +299,9 @@ actor Hold {
         var members: [ReleasedMember]
         var failures: [String] = []
         do {
+            await PausePoint.reach("agent.release.before")
             members = try await askToUnquiesce(doubt: doubt, overdue: cause == .leaseEnded)
+            await PausePoint.reach("agent.release.after")
             await session?.end(graceSeconds: surroundings.limits.graceSeconds)
         } catch {
             let released: [PluginFailure.Code] = [.holdReleased, .holdLost, .leaseEnded]

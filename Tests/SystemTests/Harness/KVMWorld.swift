@@ -11,9 +11,12 @@ final class KVMWorld {
     var host: KVMHost { hosts[0] }
     var agent: TestAgent { agents[0] }
 
-    /// - Parameter configuration: of each agent.
-    init(hosts count: Int = 1, configuration: String = "") throws {
+    /// - Parameters:
+    ///   - configuration: of each agent.
+    ///   - environment: of node and agents.
+    init(hosts count: Int = 1, configuration: String = "", environment: [String: String] = [:]) throws {
         node = try TestNode()
+        node.extraEnvironment = environment
         try node.start()
         for index in 0..<count {
             // Before the host's mount namespace: the agent's tmpfs has to be in it.
@@ -24,6 +27,7 @@ final class KVMWorld {
             try host.start()
             agent.prefix = host.prefix
             agent.configuration = configuration
+            agent.extraEnvironment = environment
         }
     }
 
@@ -58,6 +62,10 @@ final class KVMWorld {
     // MARK: Snapshots
 
     func snapshot(_ volumes: [String], name: String, _ more: String...) throws -> SnapshotInfo {
+        try snapshot(volumes, name: name, more)
+    }
+
+    func snapshot(_ volumes: [String], name: String, _ more: [String]) throws -> SnapshotInfo {
         let result = try node.cli(["snapshot", "create"] + volumes + ["--name", name, "-o", "json"] + more)
         guard result.status == 0 else { throw CommandFailed(description: "\(result)\n\(agent.log.suffix(3000))") }
         return try node.json(SnapshotInfo.self, "snapshot", "show", name)

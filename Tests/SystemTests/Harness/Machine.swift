@@ -161,6 +161,7 @@ final class TestAgent {
     var host = "127.0.0.1"
     var prefix: [String] = []
     var configuration = ""
+    var extraEnvironment: [String: String] = [:]
     private(set) var process: ChildProcess?
 
     init(name: String, node: TestNode) throws {
@@ -204,7 +205,8 @@ final class TestAgent {
             arguments += ["--config", path]
         }
         process = try Shell.start(
-            arguments, environment: ["STILLPOINT_RUN_DIR": attachFolder], outputPath: logPath)
+            arguments, environment: extraEnvironment.merging(["STILLPOINT_RUN_DIR": attachFolder]) { $1 },
+            outputPath: logPath)
         let name = self.name
         let answered = try Shell.wait(upToSeconds: 30) {
             try node.json(AgentInfo.self, "agent", "show", name).isReachable || process?.isRunning != true
