@@ -38,7 +38,7 @@ public final class Catalog: Sendable {
     /// The order is the order of application; an entry that has been released is never changed. A family of tables
     /// is one file with its array of migrations, its records and the methods on them.
     static var migrations: [CatalogMigration] {
-        targetMigrations + agentMigrations + jobMigrations + sagaMigrations + reservationMigrations
+        targetMigrations + agentMigrations + jobMigrations + sagaMigrations + reservationMigrations + portalMigrations
     }
 
     private static func migrate(_ queue: DatabaseQueue, _ migrations: [CatalogMigration]) throws {

@@ -41,6 +41,8 @@ struct LoginMachine {
     private var authentication = Authentication.pending
     private var user: String?
     private var parameters = SessionParameters()
+    /// Operational keys that were negotiated or declared.
+    private var settled: Set<String> = []
     private var saidSegmentLength = false
     private var saidPortalGroup = false
 
@@ -342,6 +344,10 @@ struct LoginMachine {
             }
             // An answer to something we said.
             if value == "NotUnderstood" || value == "Irrelevant" || value == "Reject" { continue }
+            guard settled.insert(key).inserted else {
+                throw LoginFailure(
+                    status: .initiatorError, message: "\(peerName) negotiates \(key) a second time (RFC 7143 6.3)")
+            }
             switch parameters.negotiate(key, value, limits: limits, isDiscovery: target == nil) {
             case .value(let chosen): reply.append(key, chosen)
             case .silent: break

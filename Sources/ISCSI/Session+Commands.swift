@@ -5,12 +5,12 @@ extension Session {
     // MARK: SCSI commands
 
     func receiveCommand(_ header: BasicHeader, _ data: UnsafeRawBufferPointer) {
-        guard outstanding[header.initiatorTaskTag] == nil else {
+        guard outstanding[header.initiatorTaskTag] == nil, dormantIndex(header.initiatorTaskTag) == nil else {
             reject(header, .taskInProgress)
             ended(header)
             return
         }
-        guard outstanding.count + reads.count < limits.commandsPerSession + 32 else {
+        guard outstanding.count + reads.count + dormant.count < limits.commandsPerSession + 32 else {
             reject(header, .immediateCommandReject)
             ended(header)
             return
@@ -25,8 +25,18 @@ extension Session {
             ended(header)
             return
         }
+        if concernsTaskSet(header) {
+            enlist(header, data)
+        } else {
+            start(header, data)
+        }
+    }
+
+    /// Begins a command.
+    /// - Parameter mayReopen: false for one that has waited: it was sent to the unit that was mapped then.
+    func start(_ header: BasicHeader, _ data: UnsafeRawBufferPointer, mayReopen: Bool = true) {
         let cdb = CommandBlock(high: header[word: 4], low: header[word: 5])
-        let (disposition, activity) = begin(cdb, header)
+        let (disposition, activity) = begin(cdb, header, mayReopen: mayReopen)
         guard let activity else {
             carryOutWithoutUnit(header, disposition)
             return
@@ -51,14 +61,16 @@ extension Session {
         CommandAccount(counters: activity?.nexus.counters ?? counters.own, kind: kind, startedAt: receivedAt)
     }
 
-    private func begin(_ cdb: CommandBlock, _ header: BasicHeader) -> (CommandDisposition, CommandActivity?) {
+    private func begin(
+        _ cdb: CommandBlock, _ header: BasicHeader, mayReopen: Bool
+    ) -> (CommandDisposition, CommandActivity?) {
         if AbsentLogicalUnit.isReportLUNs(cdb) {
             for nexus in nexuses.values { nexus.unit.clearLUNsChanged(for: nexus) }
             return (AbsentLogicalUnit.reportLUNs(cdb, luns: directory.luns()), nil)
         }
         guard let lun = AbsentLogicalUnit.decode(header.lun) else { return (AbsentLogicalUnit.begin(cdb), nil) }
         // A LUN may have been unmapped and mapped again since it was last used: then the nexus is opened anew.
-        for _ in 0..<2 {
+        for _ in 0..<(mayReopen ? 2 : 1) {
             guard let nexus = nexus(lun) else { return (AbsentLogicalUnit.begin(cdb), nil) }
             let started = nexus.unit.begin(cdb, nexus: nexus)
             if case .detached = started.disposition {
@@ -90,7 +102,7 @@ extension Session {
 
     /// Ends a command before any of its data was looked at. Unsolicited data that is under way is waited for, so that
     /// it is not taken for something else.
-    private func endAtOnce(_ header: BasicHeader, _ activity: CommandActivity, _ end: CommandEnd) {
+    func endAtOnce(_ header: BasicHeader, _ activity: CommandActivity, _ end: CommandEnd) {
         guard !header.isFinal else {
             respond(
                 header, end, account(activity, .other), scsiBytes: 0, movedBytes: 0,

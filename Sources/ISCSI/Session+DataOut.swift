@@ -191,7 +191,10 @@ extension Session {
 
     func receiveDataOut(_ header: BasicHeader, _ data: UnsafeRawBufferPointer) {
         // Data of a command that ended early, or of none: there is nobody to tell.
-        guard let command = outstanding[header.initiatorTaskTag] else { return }
+        guard let command = outstanding[header.initiatorTaskTag] else {
+            if let index = dormantIndex(header.initiatorTaskTag) { receiveDormantData(header, data, at: index) }
+            return
+        }
         if header.targetTransferTag == BasicHeader.reservedTag {
             receiveUnsolicited(header, data, command)
         } else {

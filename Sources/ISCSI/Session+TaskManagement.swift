@@ -68,6 +68,12 @@ extension Session {
             respondToTaskManagement(request, .complete)
             return
         }
+        if let index = dormantIndex(tag), dormant[index].header.lun == request.lun {
+            ended(dormant[index].header)
+            forgetDormant { $0.header.initiatorTaskTag == tag }
+            respondToTaskManagement(request, .complete)
+            return
+        }
         abortUnseen(request)
     }
 
@@ -96,8 +102,8 @@ extension Session {
         let token = beginDrain(request, count: 1, endsSessions: false)
         let callback = transport.drainCallback(token: token)
         switch function {
-        case .abortTaskSet: nexus.unit.abortTaskSet(of: nexus, completion: callback)
-        case .clearTaskSet: nexus.unit.clearTaskSet(by: nexus, completion: callback)
+        // The same: each nexus has a task set of its own (TST=001b).
+        case .abortTaskSet, .clearTaskSet: nexus.unit.abortTaskSet(of: nexus, completion: callback)
         default: nexus.unit.reset(completion: callback)
         }
     }
@@ -117,6 +123,7 @@ extension Session {
             ended(command.header)
             if case .blocking(let token) = command.work { running[token]?.command = nil }
         }
+        for command in forgetDormant({ belongs($0.activity.unit) }) { ended(command.header) }
         reads.removeAll { read in
             guard let unit = read.activity?.unit, belongs(unit) else { return false }
             ended(read.header)

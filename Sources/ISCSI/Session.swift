@@ -58,6 +58,10 @@ final class Session {
     var outstanding: [UInt32: OutstandingCommand] = [:]
     /// Reads whose data is still to be sent, in order.
     var reads: [ReadTransfer] = []
+    /// Commands that wait for others of their task set, in the order in which they came.
+    var dormant: [DormantCommand] = []
+    /// A command waits, or one is under way that others have to wait for.
+    var isOrdering = false
     var gatheredBytes = 0
     var nextTransferTag: UInt32 = 1
     var nextToken: UInt64 = 1
@@ -136,6 +140,7 @@ final class Session {
     /// Sends what the last PDUs produced.
     func flush() {
         pump()
+        while isOrdering, !isClosing, wake() { pump() }
         if output.readableBytes > 0 { sendOutput() }
     }
 
@@ -216,6 +221,10 @@ final class Session {
             end(command, .sense(SenseData(.abortedCommand, .protocolServiceCRCError)))
             return
         }
+        if header.opcode == .dataOut, let index = dormantIndex(header.initiatorTaskTag) {
+            endDormant(at: index, .sense(SenseData(.abortedCommand, .protocolServiceCRCError)))
+            return
+        }
         flush()
         close("a data digest was wrong")
     }
@@ -293,6 +302,7 @@ final class Session {
         for nexus in nexuses.values { nexus.unit.detach(nexus) }
         nexuses = [:]
         outstanding = [:]
+        dormant = []
         reads = []
         held = [:]
     }

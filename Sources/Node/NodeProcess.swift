@@ -63,13 +63,12 @@ final class NodeProcess: Sendable {
             undo.append { _ = try? await blocking.run { try pool.close() } }
             let registry = TargetRegistry(
                 reservationStore: CatalogReservations(catalog: catalog, logger: logger))
-            for group in Set([1] + configuration.iscsiPortals.map(\.group)) {
-                try registry.setPortalGroup(group, access: configuration.iscsiGroups[group, default: .optimized].state)
-            }
             let reservations = VolumeReservations()
             let inventory = Inventory(
                 pool: pool, registry: registry, catalog: catalog, secrets: identity.secrets,
-                reservations: reservations, blocking: blocking, logger: logger)
+                reservations: reservations, blocking: blocking, configuredAccess: configuration.iscsiGroups,
+                logger: logger)
+            try await inventory.restorePortalGroups(Set([1] + configuration.iscsiPortals.map(\.group)))
             try await inventory.reconcile()
             let agents = AgentRegistry(catalog: catalog, identity: identity, logger: logger) {
                 let volumes = try await inventory.contents().volumes

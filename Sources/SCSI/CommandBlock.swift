@@ -24,6 +24,17 @@ public struct CommandBlock: Sendable, Equatable {
 
     public var opcode: UInt8 { UInt8(high >> 56) }
 
+    /// Where the CONTROL byte is: the last one of the lengths that SPC-4 4.2.5.1 gives to groups of operation codes.
+    var controlIndex: Int? {
+        switch opcode >> 5 {
+        case 0: 5
+        case 1, 2: 9
+        case 4: 15
+        case 5: 11
+        default: nil
+        }
+    }
+
     /// The byte at `index`, 0...15.
     public subscript(index: Int) -> UInt8 {
         index < 8

@@ -73,10 +73,10 @@ enum InquiryData {
         return bytes
     }
 
-    /// SIMPSUP; V_SUP (a volatile cache that may be left out with FUA); LUICLR.
+    /// HEADSUP, ORDSUP, SIMPSUP; V_SUP (a volatile cache that may be left out with FUA); LUICLR.
     static let extendedInquiry: [UInt8] = {
         var body = [UInt8](repeating: 0, count: 60)
-        body[1] = 0x01
+        body[1] = 0x07
         body[2] = 0x01
         body[3] = 0x01
         return body

@@ -22,6 +22,10 @@ extension LogicalUnit {
         let activity = CommandActivity(nexus: nexus, generation: generation)
         if isDetached { return StartedCommand(disposition: .detached, activity: activity) }
         if let refusal { return StartedCommand(disposition: .end(refusal), activity: activity) }
+        if let index = cdb.controlIndex, cdb[index] & 0x04 != 0 {
+            // NACA: there is no ACA condition to establish (NORMACA=0).
+            return StartedCommand(disposition: .end(.sense(.invalidCDB(byte: UInt16(index)))), activity: activity)
+        }
         if traits.writes && isWriteProtected {
             return StartedCommand(disposition: .end(.sense(.init(.dataProtect, .writeProtected))), activity: activity)
         }

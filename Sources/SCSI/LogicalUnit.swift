@@ -163,22 +163,10 @@ public final class LogicalUnit: Sendable {
 
     // MARK: Task management
 
-    /// ABORT TASK SET and ABORT TASK: no operation of this nexus that had begun takes effect after `completion`.
+    /// ABORT TASK SET, CLEAR TASK SET (each nexus has a task set of its own) and ABORT TASK: no operation of this nexus that had begun takes effect after `completion`.
     public func abortTaskSet(of nexus: LogicalUnitNexus, completion: @escaping @Sendable () -> Void) {
         let isDone = state.withLock { state in
             nexus.generation &+= 1
-            return state.running.drain(completion)
-        }
-        if isDone { completion() }
-    }
-
-    /// CLEAR TASK SET: the commands of all nexuses are aborted; the others learn of it (2F/00).
-    public func clearTaskSet(by nexus: LogicalUnitNexus, completion: @escaping @Sendable () -> Void) {
-        let isDone = state.withLock { state in
-            for other in state.nexuses {
-                other.generation &+= 1
-                if other !== nexus { other.raise(.commandsClearedByAnother) }
-            }
             return state.running.drain(completion)
         }
         if isDone { completion() }
@@ -197,6 +185,12 @@ public final class LogicalUnit: Sendable {
             return state.running.drain(completion)
         }
         if isDone { completion() }
+    }
+
+    /// A command that has to wait for others of its task set before it begins: what ends those that have begun ends it,
+    /// too.
+    public func enlist(_ nexus: LogicalUnitNexus) -> CommandActivity {
+        CommandActivity(nexus: nexus, generation: state.withLock { _ in nexus.generation })
     }
 
     // MARK: Running operations
@@ -232,6 +226,14 @@ public struct CommandActivity: Sendable {
 
     /// Whether another command or the end of the nexus aborted it.
     public var isAborted: Bool { unit.state.withLock { _ in nexus.generation != generation } }
+
+    /// How a command has ended that has not begun; nil when it may begin.
+    public var endBeforeBegin: CommandEnd? {
+        unit.state.withLock { _ in
+            if nexus.isDetached { return .illegal(.logicalUnitNotSupported) }
+            return nexus.generation == generation ? nil : .aborted
+        }
+    }
 }
 
 /// The initiator's end of an I_T nexus: iSCSI name and ISID (RFC 7143 4.4.2).

@@ -44,8 +44,9 @@ struct ModeParameters: Equatable {
         var page = [UInt8](repeating: 0, count: 12)
         page[0] = Self.controlPage
         page[1] = 0x0A
-        page[2] = changeable || descriptorSense ? 0x04 : 0
-        // Unrestricted reordering: commands of one initiator may overtake each other.
+        // TST=001b: a task set for each I_T nexus.
+        page[2] = (changeable ? 0 : 0x20) | (changeable || descriptorSense ? 0x04 : 0)
+        // Unrestricted reordering: SIMPLE commands of one initiator may overtake each other.
         page[3] = changeable ? 0 : 0x10
         page[4] = changeable || softwareWriteProtect ? 0x08 : 0
         if !changeable { page.set(word: 0xFFFF, at: 8) }

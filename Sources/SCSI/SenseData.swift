@@ -62,7 +62,6 @@ public struct AdditionalSense: Sendable, Hashable {
     public static let reservationsReleased = Self(0x2A, 0x04)
     public static let registrationsPreempted = Self(0x2A, 0x05)
     public static let capacityChanged = Self(0x2A, 0x09)
-    public static let commandsClearedByAnother = Self(0x2F, 0x00)
     public static let thinSoftThreshold = Self(0x38, 0x07)
     public static let savingNotSupported = Self(0x39, 0x00)
     public static let mediumNotPresent = Self(0x3A, 0x00)
@@ -70,6 +69,7 @@ public struct AdditionalSense: Sendable, Hashable {
     public static let lunsChanged = Self(0x3F, 0x0E)
     public static let internalTargetFailure = Self(0x44, 0x00)
     public static let protocolServiceCRCError = Self(0x47, 0x05)
+    public static let invalidMessage = Self(0x49, 0x00)
     public static let dataPhaseError = Self(0x4B, 0x00)
     public static let removalPrevented = Self(0x53, 0x02)
     public static let insufficientRegistrationResources = Self(0x55, 0x04)
@@ -170,6 +170,8 @@ public enum CommandEnd: Error, Sendable, Equatable {
     case sense(SenseData)
     case reservationConflict
     case busy
+    /// There is no room for a command that has to wait for others.
+    case taskSetFull
     /// Another nexus ended it; nothing is said about it any more (TAS=0).
     case aborted
 
@@ -180,6 +182,7 @@ public enum CommandEnd: Error, Sendable, Equatable {
         case .sense: 0x02
         case .busy: 0x08
         case .reservationConflict: 0x18
+        case .taskSetFull: 0x28
         case .aborted: 0x40
         }
     }

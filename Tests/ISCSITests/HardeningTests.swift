@@ -98,6 +98,34 @@ struct HardeningTests {
         #expect(failure?.message.contains("\n") == false)
     }
 
+    @Test("CVE-2010-2221: a length inside a message that reaches beyond it is refused, wherever there is one")
+    func innerLength() throws {
+        // Additional header segments beyond the limit end the connection before their bytes are waited for.
+        var header = BasicHeader(.scsiCommand, flags: 0x80)
+        header[byte: 4] = 0xFF
+        let peer = try ScriptedSession()
+        peer.deliver(peer.pdu(header, []))
+        #expect(peer.closeReason != nil)
+        // Lists whose own length fields say more than came: MODE SELECT(6) with a long page, UNMAP, REGISTER with
+        // TransportIDs, EXTENDED COPY.
+        let zeros = { [UInt8](repeating: 0, count: $0) }
+        let lists: [(cdb: [UInt8], list: [UInt8])] = [
+            ([0x15, 0x10, 0, 0, 6, 0], [0, 0, 0, 0, 0x08, 0xFE]),
+            ([0x15, 0x10, 0, 0, 6, 0], [0, 0, 0, 0xF8, 0x08, 0x12]),
+            ([0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], [0xFF, 0xFE, 0xFF, 0xF0] + zeros(20)),
+            ([0x5F, 0, 0, 0, 0, 0, 0, 0, 28, 0], zeros(20) + [0x08, 0, 0, 0] + [0xFF, 0xFF, 0xFF, 0xFF]),
+            ([0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0], [1, 0, 0xFF, 0xE0] + zeros(12)),
+        ]
+        let victim = try ScriptedSession()
+        for row in lists {
+            let answers = victim.exchange(
+                victim.command(row.cdb, flags: 0xA0, expected: row.list.count, data: row.list))
+            #expect(answers.map(\.status) == [2], "\(row.cdb)")
+            #expect(answers.first?.sense.first == 5, "\(row.cdb)")
+        }
+        #expect(victim.exchange(victim.command(CDB.testUnitReady, flags: 0x80)).map(\.status) == [0])
+    }
+
     @Test("CVE-2020-28374, CVE-2021-3139: EXTENDED COPY reaches what its initiator may log in to, and nothing else")
     func extendedCopy() throws {
         let peer = try ScriptedSession()

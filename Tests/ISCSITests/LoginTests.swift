@@ -132,6 +132,46 @@ struct LoginTests {
         #expect(outcome.statusSN == header.sequenceNumber &+ 1)
     }
 
+    @Test("declarative keys are heard and not answered; markers are refused; a range that is none of ours is Reject")
+    func declarativeKeys() throws {
+        var login = ScriptedLogin()
+        _ = login.send(ScriptedLogin.names + [("AuthMethod", "None"), ("InitiatorAlias", "front office")], next: 1)
+        login.stage = 1
+        let step = login.send([
+            ("MaxRecvDataSegmentLength", "4096"), ("OFMarker", "Yes"), ("IFMarker", "Yes"), ("IFMarkInt", "2048~8192"),
+            ("HeaderDigest", "X-strong"), ("TaskReporting", "FastAbort"), ("iSCSIProtocolLevel", "2"),
+            ("DataPDUInOrder", "No"), ("DataSequenceInOrder", "No"), ("MaxOutstandingR2T", "1"),
+        ])
+        let keys = try #require(step.keys)
+        // The target's own declaration, once; nothing about the initiator's.
+        #expect(keys.pairs.filter { $0.key == "MaxRecvDataSegmentLength" }.map(\.value) == ["262144"])
+        #expect(keys["InitiatorAlias"] == nil)
+        #expect(keys["OFMarker"] == "No" && keys["IFMarker"] == "No" && keys["IFMarkInt"] == "Reject")
+        #expect(keys["HeaderDigest"] == "Reject" && keys["TaskReporting"] == "Reject")
+        #expect(keys["iSCSIProtocolLevel"] == "1" && keys["MaxOutstandingR2T"] == "1")
+        #expect(keys["DataPDUInOrder"] == "Yes" && keys["DataSequenceInOrder"] == "Yes")
+        let outcome = try #require(login.send([], next: 3).outcome)
+        #expect(outcome.parameters.sendSegmentBytes == 4096 && !outcome.parameters.headerDigest)
+    }
+
+    @Test("a key may be negotiated once in a login, in one text or in several")
+    func renegotiation() {
+        for isOneText in [true, false] {
+            var login = ScriptedLogin()
+            _ = login.send(ScriptedLogin.names + [("AuthMethod", "None")], next: 1)
+            login.stage = 1
+            if isOneText {
+                let failure = login.send([("InitialR2T", "No"), ("InitialR2T", "Yes")]).failure
+                #expect(failure?.status == .initiatorError)
+            } else {
+                #expect(login.send([("InitialR2T", "No")]).failure == nil)
+                let failure = login.send([("InitialR2T", "Yes")], next: 3).failure
+                #expect(failure?.status == .initiatorError)
+                #expect(failure?.message.contains("InitialR2T a second time") == true)
+            }
+        }
+    }
+
     @Test("text that goes on over many PDUs (C bit), cut anywhere, is one text")
     func continuation() throws {
         var text = TextKeys()

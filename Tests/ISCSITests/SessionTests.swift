@@ -387,15 +387,6 @@ struct SessionTests {
         #expect(peer.answers()[0].header[byte: 36] == 3)
         #expect(peer.closeReason == "gone")
     }
-}
-
-extension ScriptedSession {
-    var limits: TargetLimits { session.limits }
-}
-
-extension String {
-    /// Names compare without regard to case, but begin in lower case.
-    fileprivate func replacingPrefix(_ prefix: String) -> String { prefix.lowercased() + dropFirst(prefix.count) }
 
     @Test("the first command of a session to a unit learns of a power on, INQUIRY and REPORT LUNS before it do not")
     func powerOn() throws {
@@ -405,4 +396,13 @@ extension String {
         #expect(peer.exchange(peer.command(CDB.testUnitReady, flags: 0x80))[0].status == 0)
         #expect(peer.exchange(peer.command(CDB.testUnitReady, flags: 0x80, lun: 1))[0].sense == [6, 0x29, 0])
     }
+}
+
+extension ScriptedSession {
+    var limits: TargetLimits { session.limits }
+}
+
+extension String {
+    /// Names compare without regard to case, but begin in lower case.
+    fileprivate func replacingPrefix(_ prefix: String) -> String { prefix.lowercased() + dropFirst(prefix.count) }
 }

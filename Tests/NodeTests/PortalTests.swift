@@ -32,6 +32,38 @@ struct PortalTests {
         try await node.end()
     }
 
+    @Test("a state set at run time outlives a restart, until the configuration says something new")
+    func restart() async throws {
+        let directory = TestNode.newDirectory()
+        defer { try? FileManager.default.removeItem(atPath: directory) }
+        func states(
+            _ configured: PortalAccess, set access: PortalAccess? = nil
+        ) async throws -> [PortalAccess] {
+            let node = try await TestNode.start(directory) { configuration in
+                configuration.iscsiPortals = [
+                    PortalSetting(address: ListenAddress(host: "127.0.0.1", port: 0), group: 2)
+                ]
+                configuration.iscsiGroups = [2: configured]
+            }
+            if let access {
+                let changed = try await node.call(.POST, "/v1/portal-groups/2", PortalGroupRequest(access: access))
+                #expect(changed.status == 200)
+            }
+            let groups = try await node.call(.GET, "/v1/portal-groups").decode([PortalGroupInfo].self)
+            try await node.end()
+            return groups.map(\.access)
+        }
+        #expect(try await states(.nonOptimized) == [.optimized, .nonOptimized])
+        #expect(try await states(.nonOptimized, set: .standby) == [.optimized, .standby])
+        #expect(try await states(.nonOptimized) == [.optimized, .standby])
+        // The configuration is the newer word now, and stays it.
+        #expect(try await states(.unavailable) == [.optimized, .unavailable])
+        #expect(try await states(.nonOptimized, set: .standby) == [.optimized, .standby])
+        // Back to what is configured: nothing is kept.
+        #expect(try await states(.nonOptimized, set: .nonOptimized) == [.optimized, .nonOptimized])
+        #expect(try await states(.optimized) == [.optimized, .optimized])
+    }
+
     @Test("portals and groups are read from their text, and what is wrong with it is said")
     func configuration() throws {
         let flags = ["iscsi-portals": "192.0.2.7:3260=2, [2001:db8::7]:3260=3", "iscsi-groups": "3=standby"]

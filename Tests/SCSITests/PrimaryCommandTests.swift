@@ -89,7 +89,7 @@ struct PrimaryCommandTests {
         let test = try UnitUnderTest()
         let second = UnitUnderTest.attach(test.unit, initiator: "iqn.2026-11.test:two")
         let control = test.perform([0x1A, 0x08, 0x0A, 0, 255, 0]).data
-        #expect(Array(control[4...6]) == [0x0A, 0x0A, 0x00])
+        #expect(Array(control[4...6]) == [0x0A, 0x0A, 0x20])
         var page = Array(control[4...])
         page[4] |= 0x08
         #expect(test.perform([0x15, 0x10, 0, 0, 16, 0], data: [0, 0, 0, 0] + page).end == .good)

@@ -96,6 +96,40 @@ public final class RawInitiator {
         }
     }
 
+    /// Sends a task management function (RFC 7143 11.5) and waits for its response.
+    public func taskManagement(_ function: UInt8, lun: UInt8 = 0) throws -> UInt8 {
+        var header = [UInt8](repeating: 0, count: 48)
+        header[0] = 0x42
+        header[1] = 0x80 | function
+        header[9] = lun
+        Self.set(&header, 16, nextTag)
+        nextTag &+= 1
+        Self.set(&header, 20, 0xFFFF_FFFF)
+        Self.set(&header, 24, cmdSN)
+        Self.set(&header, 28, expStatSN)
+        try send(header, [])
+        while true {
+            let (answer, _) = try receive()
+            guard answer[0] & 0x3F == 0x22 else { continue }
+            expStatSN = Self.long(answer, 24) &+ 1
+            return answer[2]
+        }
+    }
+
+    /// Waits for an Async message (RFC 7143 11.9).
+    /// - Returns: its event and its third parameter.
+    public func asyncMessage() throws -> (event: UInt8, parameter3: UInt16) {
+        while true {
+            let (answer, _) = try receive()
+            if answer[0] & 0x3F == 0x32 { return (answer[36], UInt16(answer[42]) << 8 | UInt16(answer[43])) }
+        }
+    }
+
+    /// Waits until the target closes the connection.
+    public func awaitClose() {
+        while (try? receive()) != nil {}
+    }
+
     /// TEST UNIT READY until there is no unit attention any more.
     /// - Returns: the codes and qualifiers of those that there were.
     @discardableResult

@@ -22,6 +22,8 @@ final class Inventory: Sendable {
     /// Shared with the sagas: who works on which volume.
     let reservations: VolumeReservations
     let blocking: BlockingCalls
+    /// How the configuration wants portal groups to begin; `optimized` where it says nothing.
+    let configuredAccess: [UInt16: PortalAccess]
     let logger: Logger
     /// Makes operations run one after another.
     private let gate = VolumeReservations()
@@ -34,7 +36,7 @@ final class Inventory: Sendable {
 
     init(
         pool: Pool, registry: TargetRegistry, catalog: Catalog, secrets: SecretBox, reservations: VolumeReservations,
-        blocking: BlockingCalls, logger: Logger
+        blocking: BlockingCalls, configuredAccess: [UInt16: PortalAccess] = [:], logger: Logger
     ) {
         self.pool = pool
         self.registry = registry
@@ -42,6 +44,7 @@ final class Inventory: Sendable {
         self.secrets = secrets
         self.reservations = reservations
         self.blocking = blocking
+        self.configuredAccess = configuredAccess
         self.logger = logger
     }
 

@@ -17,7 +17,7 @@ extension RouteTable {
                 answer: answer(200, "The group.", .named("PortalGroupInfo")), failures: [404: "portalGroupNotFound"]
             ) { request in
                 let body = try request.decode(PortalGroupRequest.self, knownFields: fields("PortalGroupRequest"))
-                return try .value(try inventory.setPortalGroup(try request.parameter("group"), body))
+                return try .value(try await inventory.setPortalGroup(try request.parameter("group"), body))
             },
         ]
     }

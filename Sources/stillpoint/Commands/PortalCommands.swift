@@ -22,8 +22,8 @@ struct PortalCommands: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             commandName: "set", abstract: "Change how a portal group reaches the volumes (ALUA).",
             discussion: """
-                Hosts with several paths learn of it at once and choose accordingly. It holds until the node restarts; \
-                iscsi.groups in the configuration says how groups begin.
+                Hosts with several paths learn of it at once and choose accordingly. It outlives a restart, until \
+                iscsi.groups in the configuration says something else than it does now.
                 """)
 
         @Argument(help: "Number of the group.") var group: Int
