@@ -1,7 +1,7 @@
 import SCSI
 
-/// Task attributes (SAM-5 8). Each I_T nexus with a logical unit has a task set of its own (TST=001b in the control mode
-/// page), so that one host's ORDERED command that waits for its data holds up no other host.
+/// Task attributes (SAM-5 8). Each I_T nexus with a logical unit has a task set of its own (TST=001b in the control
+/// mode page), so that one host's ORDERED command that waits for its data holds up no other host.
 ///
 /// As long as an initiator sends only SIMPLE commands, nothing here runs but one comparison in `receiveCommand`.
 extension Session {

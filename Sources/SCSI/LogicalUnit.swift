@@ -163,7 +163,8 @@ public final class LogicalUnit: Sendable {
 
     // MARK: Task management
 
-    /// ABORT TASK SET, CLEAR TASK SET (each nexus has a task set of its own) and ABORT TASK: no operation of this nexus that had begun takes effect after `completion`.
+    /// ABORT TASK SET, CLEAR TASK SET (each nexus has a task set of its own) and ABORT TASK: no operation of this nexus
+    /// that had begun takes effect after `completion`.
     public func abortTaskSet(of nexus: LogicalUnitNexus, completion: @escaping @Sendable () -> Void) {
         let isDone = state.withLock { state in
             nexus.generation &+= 1
@@ -187,8 +188,8 @@ public final class LogicalUnit: Sendable {
         if isDone { completion() }
     }
 
-    /// A command that has to wait for others of its task set before it begins: what ends those that have begun ends it,
-    /// too.
+    /// A command that has to wait for others of its task set before it begins: what ends those that have begun ends
+    /// it, too.
     public func enlist(_ nexus: LogicalUnitNexus) -> CommandActivity {
         CommandActivity(nexus: nexus, generation: state.withLock { _ in nexus.generation })
     }

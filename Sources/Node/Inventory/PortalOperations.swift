@@ -14,8 +14,8 @@ extension Inventory {
         }
     }
 
-    /// Gives each group the state that it was given last: by the configuration, or by ``setPortalGroup(_:_:)`` since the
-    /// configuration last changed.
+    /// Gives each group the state that it was given last: by the configuration, or by ``setPortalGroup(_:_:)`` since
+    /// the configuration last changed.
     func restorePortalGroups(_ groups: Set<UInt16>) async throws {
         let kept = Dictionary(uniqueKeysWithValues: try await catalog.portalStates().map { ($0.group, $0) })
         for group in groups.sorted() {
