@@ -28,6 +28,7 @@ CLOSING = re.compile(r"[✔✘] Test run with .*$")
 # Of an error inside a macro the place is in a note below it.
 COMPILER_ERROR = re.compile(r"^[ |`-]*(?P<text>[^ |`].*(?:\berror: |note: expanded code originates here).*)$")
 FATAL = re.compile(r"(?:Fatal error|Precondition failed|unexpected signal code|AddressSanitizer:|ThreadSanitizer:)")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 MARK = re.compile(r"[◇✔✘➜] (?:Test|Suite) ")
 
 
@@ -38,6 +39,26 @@ def cut(text, columns=LINE_COLUMNS):
         return text
     tail = columns // 3
     return text[: columns - tail - 3] + " … " + text[-tail:]
+
+
+class Issue:
+    """What went wrong in one place: the expectation, and what the test says about it."""
+
+    def __init__(self, head):
+        self.expectation = [head]
+        self.comment = []
+
+    def add(self, line):
+        lines = self.comment if self.comment or line.startswith("↳ ") else self.expectation
+        if len(lines) < ISSUE_LINES:
+            lines.append(line.removeprefix("↳ "))
+
+    def text(self, columns):
+        """At most `columns`: of a long expectation there is less where a comment follows it."""
+        comment = " ".join(self.comment)
+        room = columns - min(len(comment), columns // 2) if comment else columns
+        head = cut(" ".join(self.expectation), room)
+        return cut(head + " " + comment, columns)
 
 
 class Run:
@@ -53,12 +74,12 @@ class Run:
         self.issue = None
 
     def read(self, line):
-        text = line.rstrip("\n")
+        text = COLOUR.sub("", line.rstrip("\n"))
         if mark := MARK.search(text):
             text = text[mark.start():]  # Something printed before it did not end its line.
         else:
-            if self.issue is not None and len(self.issue) < ISSUE_LINES and text:
-                self.issue.append(text.removeprefix("↳ "))
+            if self.issue is not None and text:
+                self.issue.add(text)
             if FATAL.search(text) and text not in self.fatal:
                 self.fatal.append(text)
             elif (match := COMPILER_ERROR.match(text)) and match["text"] not in self.errors:
@@ -66,9 +87,8 @@ class Run:
             return
         self.issue = None
         if match := ISSUE.match(text):
-            self.issue = [f"{match['where']}: {match['text'].removesuffix('Issue recorded')}"]
-            if match["case"]:
-                self.issue.insert(1, f"({match['case'].strip()})")
+            case = f" ({match['case'].strip()})" if match["case"] else ""
+            self.issue = Issue(f"{match['where']}:{case} {match['text'].removesuffix('Issue recorded')}")
             self.failed.setdefault(match["name"], []).append(self.issue)
         elif match := ENDED.match(text):
             self.open.pop(match["name"], None)
@@ -89,7 +109,7 @@ class Run:
         for name, issues in self.failed.items():
             block = [cut(f"✘ {name}" + (f" ({self.seconds[name]:.1f} s)" if name in self.seconds else ""))]
             for issue in issues:
-                text = cut(" ".join(issue), columns * lines_per_issue)
+                text = issue.text(columns * lines_per_issue)
                 block += ["    " + text[at:at + columns] for at in range(0, len(text), columns)]
             blocks.append(block)
         # Without an end of the run, what was under way is the suspect.
