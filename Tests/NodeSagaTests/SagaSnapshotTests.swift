@@ -21,7 +21,7 @@ struct SagaSnapshotTests {
         _ policy: ConsistencyPolicy = .require
     ) -> SnapshotCreateRequest {
         SnapshotCreateRequest(
-            volumes: volumes, name: "s1", consistency: consistency, policy: policy, leaseSeconds: 2)
+            volumes: volumes, name: "s1", consistency: consistency, policy: policy, leaseSeconds: 30)
     }
 
     @Test("an application-consistent snapshot carries the evidence of every member, in the pool")
@@ -144,9 +144,12 @@ struct SagaSnapshotTests {
             #expect(before.estimatedQuietSeconds > 0 && !before.isEstimateFromHistory)
             #expect(world.agents.log.isEmpty && world.pool.snapshots().isEmpty)
             #expect(try await world.catalog.sagaRecords().isEmpty)
+            let journal = CatalogJournal(catalog: world.catalog)
+            #expect(try await journal.lastKnownVolumes(ofAgent: "host1") == nil, "a preview records nothing")
 
             let info = try await world.process().snapshots.run(request: request(), report: RecordedReport())
             #expect(info.achievedConsistency == before.attainableConsistency && info.name == before.name)
+            #expect(try await journal.lastKnownVolumes(ofAgent: "host1") == ["v1"])
             var second = request()
             second.name = "s2"
             let after = try await world.process().snapshots.preview(second)

@@ -8,7 +8,8 @@ extension SnapshotSagaDriver {
         try Self.check(request)
         let plan = try await plan(request)
         let found = await gather(from: plan.agents.map(\.name)) { [effects, limits] agent in
-            try await effects.resources(of: agent, timeoutSeconds: limits.discoverTimeout.inSeconds)
+            try await effects.resources(
+                of: agent, timeoutSeconds: limits.discoverTimeout.inSeconds, isRemembered: false)
         }
         let resources = found.answers.mapValues(\.resources)
         let warnings = found.answers.sorted { $0.key < $1.key }
@@ -54,8 +55,9 @@ extension SnapshotSagaDriver {
 
 extension SagaEffects {
     /// What an agent finds on the pool's volumes.
+    /// - Parameter isRemembered: which volumes it has is kept in the catalog, for the day when it does not answer.
     func resources(
-        of agent: String, timeoutSeconds: Double
+        of agent: String, timeoutSeconds: Double, isRemembered: Bool
     ) async throws -> (resources: [Resource], warnings: [String]) {
         let pool = pool
         // All volumes, not only the group's: what lies partly outside of the group is worth a warning.
@@ -63,7 +65,7 @@ extension SagaEffects {
         let request = DiscoverRequest(volumes: volumes.map { VolumeReference(name: $0.name, naa: $0.naa) })
         let answer = try await agents.discover(agent, request, timeoutSeconds: timeoutSeconds)
         let seen = Set(answer.devices.map(\.volume) + answer.resources.flatMap(\.volumes))
-        try await journal.rememberVolumes(seen, ofAgent: agent)
+        if isRemembered { try await journal.rememberVolumes(seen, ofAgent: agent) }
         return (answer.resources.map(Resource.init), answer.warnings)
     }
 

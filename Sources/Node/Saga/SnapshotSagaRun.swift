@@ -142,7 +142,8 @@ final class SnapshotSagaRun: Sendable {
 
     private func discover(_ agent: String) async -> SnapshotSaga.Event {
         do {
-            let found = try await effects.resources(of: agent, timeoutSeconds: limits.discoverTimeout.inSeconds)
+            let found = try await effects.resources(
+                of: agent, timeoutSeconds: limits.discoverTimeout.inSeconds, isRemembered: true)
             return .discovered(agent: agent, resources: found.resources, warnings: found.warnings)
         } catch {
             return .discoverFailed(agent: agent, reason: AgentCallFailure(error).text)
