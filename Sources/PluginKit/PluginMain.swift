@@ -8,6 +8,7 @@ public enum PluginMain {
     /// everything first. The main thread does the input and output, and nothing else, so that no work of the plug-in
     /// can keep a lease from ending.
     public static func run(_ plugin: any Plugin) -> Never {
+        answerPeople(plugin.identity)
         signal(SIGPIPE, SIG_IGN)
         // Before there is any other thread: they inherit the mask.
         let signals = clinux_termination_signals()
@@ -17,6 +18,24 @@ public enum PluginMain {
         } catch {
             PluginLog.line("error: \(error)")
             exit(1)
+        }
+        exit(0)
+    }
+
+    /// Somebody who runs a plug-in by hand is told what it is for.
+    private static func answerPeople(_ identity: DescribeResult) {
+        switch CommandLine.arguments.dropFirst().first {
+        case "-h", "--help":
+            print(
+                """
+                The plug-in \(identity.name) (version \(identity.version), contract \(identity.contract)) of \
+                stillpoint-agent, for the layer \(identity.layer.rawValue).
+                The agent starts it and speaks JSON lines with it on standard input and output; it lets go of \
+                everything when its input ends. It takes no options: its settings are in the agent's configuration, \
+                under pluginConfiguration. See docs/plugins.md.
+                """)
+        case "--version": print(identity.version)
+        default: return
         }
         exit(0)
     }

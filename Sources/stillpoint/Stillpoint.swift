@@ -10,7 +10,7 @@ struct Stillpoint: AsyncParsableCommand {
         commandName: "stillpoint",
         abstract: "Application-consistent snapshots of block storage, and their way back.",
         discussion: """
-            Without --api the node of this machine is found by itself. Exit codes: 0 done, 1 the operation failed,
+            Without --api the node of this machine is found by itself. Exit codes: 0 done, 1 the operation failed, \
             2 wrong usage, 3 the node cannot be reached.
             """,
         version: Release.version,

@@ -82,6 +82,67 @@ struct ExecutableTests {
         }
     }
 
+    /// What ArgumentParser tells of a command, its options and its verbs.
+    private struct Described: Decodable {
+        struct Argument: Decodable {
+            var valueName: String?
+            var abstract: String?
+            var shouldDisplay: Bool
+        }
+        var commandName: String
+        var abstract: String?
+        var arguments: [Argument]?
+        var subcommands: [Described]?
+        var shouldDisplay: Bool?
+
+        /// Without ArgumentParser's own, and those that are none for people.
+        private var shown: [Described] {
+            (subcommands ?? []).filter { $0.commandName != "help" && $0.shouldDisplay != false }
+        }
+
+        /// Verbs and options without a sentence that says what they are for.
+        func silent(_ path: String = "") -> [String] {
+            let name = path + commandName
+            let own = abstract?.isEmpty == false ? [] : [name]
+            let options = (arguments ?? []).filter { $0.shouldDisplay && $0.abstract?.isEmpty != false }
+            return own + options.map { "\(name) \($0.valueName ?? "?")" }
+                + shown.flatMap { $0.silent(name + " ") }
+        }
+
+        /// The verbs with all words before them: `stillpoint volume list`.
+        func verbs(_ path: String = "") -> [String] {
+            shown.isEmpty ? [path + commandName] : shown.flatMap { $0.verbs(path + commandName + " ") }
+        }
+    }
+
+    @Test(
+        "every verb and every option of both executables says in --help what it is for, and the documents know every verb",
+        .enabled(if: path != nil, "not built"), arguments: ["stillpoint", "stillpoint-agent"])
+    func everyVerbHasHelp(name: String) throws {
+        let folder = URL(filePath: try #require(Self.path)).deletingLastPathComponent().path
+        let process = Process()
+        process.executableURL = URL(filePath: folder + "/" + name)
+        process.arguments = ["--experimental-dump-help"]
+        let output = Pipe()
+        process.standardOutput = output
+        try process.run()
+        let text = output.fileHandleForReading.readDataToEndOfFile()
+        process.waitUntilExit()
+        struct Dump: Decodable { var command: Described }
+        let described = try JSONDecoder().decode(Dump.self, from: text).command
+        #expect(described.verbs().count > 7)
+        #expect(described.silent() == [])
+        let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+            .deletingLastPathComponent()
+        let isAgent = name == "stillpoint-agent"
+        let page = try String(
+            contentsOf: root.appending(path: isAgent ? "docs/agent.md" : "docs/cli.md"), encoding: .utf8)
+        for verb in described.verbs() {
+            let word = isAgent ? "`" + verb.dropFirst(name.count + 1) : verb
+            #expect(page.contains(word), "\(verb) is not in the document")
+        }
+    }
+
     @Test("completion without a node completes nothing and says nothing", .enabled(if: path != nil, "not built"))
     func completion() throws {
         let outcome = try run(

@@ -31,6 +31,14 @@ struct ContractTests {
         #expect(answer?["result"]?["contract"] == .number(Double(PluginContract.version)))
     }
 
+    @Test(
+        "who runs a plug-in by hand with --help is told what it is for",
+        arguments: ["filesystem", "postgresql", "hook", "libvirt"])
+    func help(name: String) throws {
+        let text = try shell("\(Built.plugin(name)) --help")
+        #expect(text.contains("plug-in \(name)") && text.contains("stillpoint-agent"))
+    }
+
     @Test("garbage gets an error and the next request its answer")
     func garbage() throws {
         let answers = try talk([

@@ -1,3 +1,4 @@
+import API
 public import Foundation
 import Yams
 
@@ -132,7 +133,7 @@ extension NodeConfiguration {
             guard let decoded = String(data: data, encoding: .utf8) else { return [.init(file, "is not UTF-8 text")] }
             text = decoded
         } catch {
-            return [.init(file, "cannot be read: \(reason(error))")]
+            return [.init(file, "cannot be read: \(reasonText(error))")]
         }
         do {
             guard let root = try compose(yaml: text) else { return [] }
@@ -221,14 +222,6 @@ extension NodeConfiguration {
 
     private func line(_ file: String, _ node: Yams.Node) -> String {
         node.mark.map { "\(file):\($0.line)" } ?? file
-    }
-
-    private func reason(_ error: any Error) -> String {
-        let underlying = (error as NSError).userInfo[NSUnderlyingErrorKey] as? NSError
-        if let underlying, underlying.domain == NSPOSIXErrorDomain {
-            return String(cString: strerror(Int32(underlying.code)))
-        }
-        return (error as NSError).localizedDescription
     }
 
     private static func problem(_ error: YamlError, _ file: String) -> ConfigurationProblem {

@@ -18,7 +18,7 @@ struct RunDirectoryFile: Sendable {
                 try FileManager.default.createDirectory(
                     atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o755])
             } catch {
-                throw FileFailure(message: "cannot create \(directory): \(error.localizedDescription)")
+                throw FileFailure(message: "cannot create \(directory): \(reasonText(error))")
             }
         }
         let attributes = (try? FileManager.default.attributesOfItem(atPath: directory)) ?? [:]

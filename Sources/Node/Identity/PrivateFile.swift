@@ -1,3 +1,4 @@
+import API
 import Foundation
 import Glibc
 
@@ -37,7 +38,7 @@ enum PrivateFile {
         } catch let failure as FileFailure {
             throw failure
         } catch {
-            throw FileFailure(message: "cannot read \(path): \(error.localizedDescription)")
+            throw FileFailure(message: "cannot read \(path): \(reasonText(error))")
         }
         let mode = (attributes[.posixPermissions] as? NSNumber)?.intValue ?? 0o777
         guard mode & 0o077 == 0 else {
@@ -52,7 +53,7 @@ enum PrivateFile {
             try FileManager.default.createDirectory(
                 atPath: path, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
         } catch {
-            throw FileFailure(message: "cannot create the directory \(path): \(error.localizedDescription)")
+            throw FileFailure(message: "cannot create the directory \(path): \(reasonText(error))")
         }
     }
 

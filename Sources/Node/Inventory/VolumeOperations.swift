@@ -84,7 +84,7 @@ extension Inventory {
             guard request.sizeBytes >= volume.sizeBytes else {
                 throw APIFailure(
                     status: 400, code: "shrinkRefused",
-                    message: "the volume \"\(name)\" has \(volume.sizeBytes) bytes; shrinking it would lose data",
+                    message: "the volume \"\(name)\" has \(byteText(volume.sizeBytes)); shrinking it would lose data",
                     hint: "Make a smaller volume and copy what is needed")
             }
             let pool = pool
@@ -150,7 +150,8 @@ extension Inventory {
         guard isWanted else {
             throw APIFailure.conflict(
                 "volumeHasSnapshots",
-                "the volume \"\(volume.name)\" has \(snapshots.count) snapshot(s): \(Self.list(snapshots.map(\.name)))",
+                "the volume \"\(volume.name)\" has \(snapshots.count == 1 ? "a snapshot" : "snapshots"): "
+                    + Self.list(snapshots.map(\.name)),
                 hint: "Delete them first, or delete the volume with its snapshots (--with-snapshots)")
         }
         for snapshot in snapshots {

@@ -9,7 +9,12 @@ import Logging
 struct AgentCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "stillpoint-agent",
-        abstract: "Brings applications and file systems of this host to rest while a Stillpoint node takes a snapshot.",
+        abstract: "Bring applications and file systems of this host to rest while a Stillpoint node takes a snapshot.",
+        discussion: """
+            Settings come from a flag, else from the environment, else from the configuration file, else from their \
+            default. Exit codes: 0 done, 1 the operation failed, 2 wrong usage, 3 the agent (for enroll: the node) \
+            cannot be reached.
+            """,
         version: Release.version,
         subcommands: [
             ServeCommand.self, EnrollCommand.self, StatusCommand.self, DiscoverCommand.self, PreflightCommand.self,
@@ -48,16 +53,28 @@ struct CommandFailure: Error {
 
 /// Where the settings come from.
 struct ConfigurationOptions: ParsableArguments {
-    @Option(name: .long, help: "The configuration file (default: /etc/stillpoint/agent.yaml, if it is there).")
+    @Option(
+        name: .long,
+        help: ArgumentHelp(
+            "Configuration file, YAML. Default /etc/stillpoint/agent.yaml, if there is one.", valueName: "file"),
+        completion: .file(extensions: ["yaml", "yml"]))
     var config: String?
 
-    @Option(name: .long, help: "The directory of the agent's key and certificate.")
+    @Option(
+        name: .long, help: ArgumentHelp("Directory of the agent's key and certificate.", valueName: "directory"),
+        completion: .directory)
     var state: String?
 
-    @Option(name: .long, help: "The directory of the journal of holds and of the local socket; on a tmpfs.")
+    @Option(
+        name: .long,
+        help: ArgumentHelp(
+            "Directory of the journal of holds and of the local socket; on a tmpfs.", valueName: "directory"),
+        completion: .directory)
     var run: String?
 
-    @Option(name: .long, help: "A directory of plug-ins; may be given several times.")
+    @Option(
+        name: .long, help: ArgumentHelp("Directory of plug-ins. May be repeated.", valueName: "directory"),
+        completion: .directory)
     var plugins: [String] = []
 
     @Flag(name: .long, help: "Accept a run directory that is on a disk (for tests only).")
@@ -88,7 +105,7 @@ enum OutputFormat: String, ExpressibleByArgument, CaseIterable {
 }
 
 struct OutputOptions: ParsableArguments {
-    @Option(name: .shortAndLong, help: "table or json.")
+    @Option(name: .shortAndLong, help: "table for people, json for programs.")
     var output = OutputFormat.table
 
     /// Prints for programs or for people.

@@ -3,7 +3,7 @@ import Foundation
 
 struct EnrollCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "enroll", abstract: "Makes this agent known to a node, with a one-time token.",
+        commandName: "enroll", abstract: "Make this agent known to a node, with a one-time token.",
         discussion: """
             The token comes from the node: stillpoint agent token NAME. It is read from a file or from standard input, \
             never from the command line, where other users of this host could see it.
@@ -11,10 +11,15 @@ struct EnrollCommand: AsyncParsableCommand {
 
     @OptionGroup var options: ConfigurationOptions
 
-    @Option(name: .long, help: "The node's URL, e.g. https://storage:8443; http:// to the loopback address only.")
+    @Option(
+        name: .long,
+        help: ArgumentHelp(
+            "Address of the node's API, e.g. https://storage:11170; http:// on this machine only.", valueName: "url"))
     var node: String
 
-    @Option(name: .long, help: "The file with the token, or - for standard input.")
+    @Option(
+        name: .long, help: ArgumentHelp("The file with the token, or - for standard input.", valueName: "file"),
+        completion: .file())
     var tokenFile: String
 
     @Option(
@@ -31,7 +36,9 @@ struct EnrollCommand: AsyncParsableCommand {
             valueName: "sha256"))
     var nodeFingerprint: String?
 
-    @Option(name: .long, help: "HOST:PORT where the node will call this agent (default: what it listens on).")
+    @Option(
+        name: .long,
+        help: ArgumentHelp("Where the node will call this agent. Default: where it listens.", valueName: "host:port"))
     var address: String?
 
     @Flag(name: .long, help: "Replace the identity that this agent has already.")

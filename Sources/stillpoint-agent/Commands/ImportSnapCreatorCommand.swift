@@ -1,10 +1,11 @@
+import API
 import ArgumentParser
 import Foundation
 
 struct ImportSnapCreatorCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "import-snapcreator",
-        abstract: "Turns a Snap Creator configuration for KVM into one of this agent.",
+        abstract: "Turn a Snap Creator configuration for KVM into one of this agent.",
         discussion: """
             Says of every setting whether it was carried over and, where it was not, why. Passwords in the file are \
             neither used nor shown. Without -o the configuration goes to standard output, the report to standard error.
@@ -42,7 +43,7 @@ struct ImportSnapCreatorCommand: ParsableCommand {
         } catch let error as ConfigurationError {
             throw CommandFailure.end(error)
         } catch {
-            throw CommandFailure.end("\(output): \(error.localizedDescription)")
+            throw CommandFailure.end("\(output): \(reasonText(error))")
         }
         print(imported.report, terminator: "")
     }

@@ -18,7 +18,7 @@ private func local<Answer>(
 
 struct StatusCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "status", abstract: "Shows the running agent, its plug-ins and what it holds.")
+        commandName: "status", abstract: "Show the running agent, its plug-ins and what it holds.")
 
     @OptionGroup var options: ConfigurationOptions
     @OptionGroup var output: OutputOptions
@@ -51,7 +51,8 @@ struct StatusCommand: AsyncParsableCommand {
 struct VolumeOptions: ParsableArguments {
     @Option(
         name: .long,
-        help: "A volume as NAME=NAA, may be given several times (default: all that can be recognised on this host).")
+        help: ArgumentHelp(
+            "A volume. May be repeated. Default: all that can be recognised on this host.", valueName: "name=naa"))
     var volume: [String] = []
 
     func volumes(_ configuration: AgentConfiguration) throws -> [VolumeReference] {
@@ -70,7 +71,8 @@ struct VolumeOptions: ParsableArguments {
 
 struct DiscoverCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "discover", abstract: "Shows what lies on which volume.")
+        commandName: "discover", abstract: "Show what lies on which volume.",
+        discussion: "Asks the running agent, as the node does before a snapshot. Nothing is brought to rest.")
 
     @OptionGroup var options: ConfigurationOptions
     @OptionGroup var volumes: VolumeOptions
@@ -99,7 +101,8 @@ struct DiscoverCommand: AsyncParsableCommand {
 
 struct PreflightCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "preflight", abstract: "Shows what would go wrong if a snapshot were taken now.")
+        commandName: "preflight", abstract: "Show what would go wrong if a snapshot were taken now.",
+        discussion: "Exit code 1 when something stands in the way. Nothing is brought to rest.")
 
     @OptionGroup var options: ConfigurationOptions
     @OptionGroup var volumes: VolumeOptions
@@ -130,15 +133,20 @@ struct PreflightCommand: AsyncParsableCommand {
 struct ThawCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "thaw",
-        abstract: "Releases everything that is held, whether the agent is running or not.")
+        abstract: "Release what is held, whether the agent is running or not.",
+        discussion: """
+            A snapshot that is being taken loses its evidence by this, and fails or is labelled as less. Exit code 1 \
+            when something could not be released.
+            """)
 
     @OptionGroup var options: ConfigurationOptions
     @OptionGroup var output: OutputOptions
 
-    @Flag(name: .long, help: "All holds.")
+    @Flag(name: .long, help: "Everything that is held.")
     var all = false
 
-    @Option(name: .long, help: "The holds of one saga only; the agent must be running.")
+    @Option(
+        name: .long, help: ArgumentHelp("What one saga holds; the agent must be running.", valueName: "id"))
     var saga: String?
 
     func validate() throws {

@@ -5,11 +5,11 @@ import Logging
 
 struct ServeCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "serve", abstract: "Runs the agent until SIGTERM or SIGINT; everything held is released first.")
+        commandName: "serve", abstract: "Run the agent until SIGTERM or SIGINT; everything held is released first.")
 
     @OptionGroup var options: ConfigurationOptions
 
-    @Option(name: .long, help: "HOST:PORT to listen on (default: 127.0.0.1:11169).")
+    @Option(name: .long, help: ArgumentHelp("Where the node calls. Default 127.0.0.1:11169.", valueName: "host:port"))
     var listen: String?
 
     func run() async throws {
@@ -61,11 +61,25 @@ private final class SignalSources: @unchecked Sendable {
 
 struct ConfigCheckCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "configcheck", abstract: "Checks the configuration and says what is wrong with it.")
+        commandName: "configcheck", abstract: "Check the configuration; start nothing.",
+        discussion: "Says what is wrong with it, in which line, and whether this agent is enrolled.")
+
+    @Argument(
+        help: "The file, as with --config. Default /etc/stillpoint/agent.yaml, if there is one.",
+        completion: .file(extensions: ["yaml", "yml"]))
+    var file: String?
 
     @OptionGroup var options: ConfigurationOptions
 
+    func validate() throws {
+        guard file == nil || options.config == nil else {
+            throw ValidationError("Give the file once: as FILE or with --config FILE")
+        }
+    }
+
     func run() throws {
+        var options = options
+        options.config = file ?? options.config
         let configuration = try options.load()
         for directory in configuration.plugins where !FileManager.default.fileExists(atPath: directory) {
             print("note: the plug-in directory \(directory) does not exist")

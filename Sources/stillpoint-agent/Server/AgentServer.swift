@@ -26,7 +26,7 @@ final class RunDirectory: Sendable {
             try FileManager.default.createDirectory(
                 atPath: path, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
         } catch {
-            throw StartFailure(description: "The run directory \(path) cannot be made: \(error.localizedDescription)")
+            throw StartFailure(description: "The run directory \(path) cannot be made: \(reasonText(error))")
         }
         guard let status = FileStatus(path: path), status.isOurs, status.isTrusted else {
             throw StartFailure(description: "The run directory \(path) must be ours, and writable for nobody else")

@@ -96,7 +96,7 @@ struct AttachmentDirectory: Sendable {
             } catch {
                 throw CommandFailure(
                     "The directory \(directory) for attachments cannot be made",
-                    hint: "Another place is chosen with STILLPOINT_RUN_DIR (\(Self.reason(error)))")
+                    hint: "Another place is chosen with STILLPOINT_RUN_DIR (\(reasonText(error)))")
             }
         }
     }
@@ -152,7 +152,7 @@ struct AttachmentDirectory: Sendable {
             try data.write(to: URL(filePath: path), options: .atomic)
             chmod(path, 0o644)
         } catch {
-            throw CommandFailure("The record \(path) cannot be written", hint: Self.reason(error))
+            throw CommandFailure("The record \(path) cannot be written", hint: reasonText(error))
         }
     }
 
@@ -165,10 +165,6 @@ struct AttachmentDirectory: Sendable {
         return String(flat.prefix(180)) + "+" + String(hash, radix: 16)
     }
 
-    private static func reason(_ error: any Error) -> String {
-        let underlying = (error as NSError).userInfo[NSUnderlyingErrorKey] as? NSError
-        return underlying.map { String(cString: strerror(Int32($0.code))) } ?? (error as NSError).localizedDescription
-    }
 }
 
 /// An advisory lock (flock) on a file, released with the object or with the process.

@@ -46,7 +46,7 @@ struct CloneCommands: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Make a clone the owner of the snapshots that it stands on.",
             discussion: """
-                The snapshot it was cloned from and all older ones of that volume become the clone's, and that volume
+                The snapshot it was cloned from and all older ones of that volume become the clone's, and that volume \
                 becomes a clone of it, which can then be deleted. Nothing is copied, and no content changes.
                 """)
 

@@ -7,8 +7,8 @@ extension SnapshotCommands {
         static let configuration = CommandConfiguration(
             abstract: "Show what changed in a volume between two snapshots.",
             discussion: """
-                The answer is exact to 4 KiB, holes included, in ascending order, and costs what changed, not what there
-                is. With -o json it is a stream of JSON lines, of which the last has the kind "end".
+                The answer is exact to 4 KiB, holes included, in ascending order, and costs what changed, not what \
+                there is. With -o json it is a stream of JSON lines, of which the last has the kind "end".
                 """)
 
         @Argument(help: "Id or name of the older snapshot.", completion: Names.snapshots) var older: String
@@ -33,7 +33,7 @@ extension VolumeCommands {
         static let configuration = CommandConfiguration(
             abstract: "Show what changed in a volume since a snapshot, up to now.",
             discussion: """
-                A snapshot is taken for it and deleted at the end. To go on from here the next time, take a snapshot
+                A snapshot is taken for it and deleted at the end. To go on from here the next time, take a snapshot \
                 and compare with that: stillpoint snapshot diff.
                 """)
 

@@ -54,10 +54,10 @@ struct GuestCommands: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Bring guests back from a snapshot, and leave all others alone.",
             discussion: """
-                In place, a guest is shut down, its disks and its definition are put back, and it is started; one that
-                was deleted comes back. With --beside a second guest is made, with a UUID and MAC addresses of its own.
-                A guest whose image shares a file system with others is restored alone. --undo takes the last restore
-                of a guest back.
+                In place, a guest is shut down, its disks and its definition are put back, and it is started; one that \
+                was deleted comes back. With --beside a second guest is made, with a UUID and MAC addresses of its \
+                own. A guest whose image shares a file system with others is restored alone. --undo takes the last \
+                restore of a guest back.
                 """)
 
         @Argument(help: "Names or UUIDs.", completion: Names.guests) var guests: [String]

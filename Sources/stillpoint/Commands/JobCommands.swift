@@ -64,8 +64,8 @@ extension JobCommands {
         static let configuration = CommandConfiguration(
             abstract: "Give up bringing back what an agent stopped for a revert.",
             discussion: """
-                For jobs of the kind restore.finish, which otherwise keep trying until the agent has done it. Mount and
-                start by hand what is still stopped on that host.
+                For jobs of the kind restore.finish, which otherwise keep trying until the agent has done it. Mount \
+                and start by hand what is still stopped on that host.
                 """)
 
         @Argument(help: "Id of the job.", completion: Names.jobs) var id: String

@@ -25,8 +25,8 @@ struct PoolCommands: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Read everything in the pool and compare it with its checksums.",
             discussion: """
-                Runs beside everything else, at a limited rate. A wrong block is a medium error for whoever reads it,
-                and an alert; a wrong copy of the superblock is repaired. A scrub that was cancelled, or that the
+                Runs beside everything else, at a limited rate. A wrong block is a medium error for whoever reads it, \
+                and an alert; a wrong copy of the superblock is repaired. A scrub that was cancelled, or that the \
                 node's end cut short, goes on where it was. Exit code 1 when something wrong was found.
                 """)
 
@@ -69,8 +69,8 @@ struct PoolCommands: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Make the pool larger while it is in use.",
             discussion: """
-                A pool in a file gets a new limit with --size. One on a block device that was enlarged takes all of it,
-                or as much as --size says.
+                A pool in a file gets a new limit with --size. One on a block device that was enlarged takes all of \
+                it, or as much as --size says.
                 """)
 
         @Option(help: "The new size.", transform: ByteSize.init(parsing:)) var size: ByteSize?
@@ -87,7 +87,7 @@ struct PoolCommands: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Prove that a pool which no node has open is sound.",
             discussion: """
-                Reads it as a start after a crash would and changes nothing: every checksum, every tree, every block
+                Reads it as a start after a crash would and changes nothing: every checksum, every tree, every block \
                 free or with exactly one owner. Exit code 1 when something is wrong, or when a node has the pool open.
                 """)
 

@@ -7,9 +7,9 @@ struct Serve: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Run the storage node.",
         discussion: """
-            Every setting comes from a flag, else from the environment, else from the configuration file, else from its
-            default. Nothing has to be set: the first run makes the pool, the node's authority and the administrator's
-            token in the data directory.
+            Every setting comes from a flag, else from the environment, else from the configuration file, else from \
+            its default. Nothing has to be set: the first run makes the pool, the node's authority and the \
+            administrator's token in the data directory.
             """)
 
     @Option(
@@ -89,8 +89,19 @@ struct ConfigCheck: ParsableCommand {
         help: "The file. Default \(NodeConfiguration.defaultFile), if there is one.",
         completion: .file(extensions: ["yaml", "yml"]))
     var file: String?
+    @Option(
+        help: ArgumentHelp("The same, as for serve.", valueName: "file"),
+        completion: .file(extensions: ["yaml", "yml"]))
+    var config: String?
+
+    func validate() throws {
+        guard file == nil || config == nil else {
+            throw ValidationError("Give the file once: as FILE or with --config FILE")
+        }
+    }
 
     func run() throws {
+        let file = file ?? config
         let problems = NodeConfiguration.check(file: file)
         guard problems.isEmpty else {
             for problem in problems { Terminal.error(problem.description) }

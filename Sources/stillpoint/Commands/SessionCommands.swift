@@ -41,7 +41,7 @@ struct SessionCommands: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "End a session.",
             discussion: """
-                The initiator is told, and logs in again by itself if it still may. To keep it out, take its rule back
+                The initiator is told, and logs in again by itself if it still may. To keep it out, take its rule back \
                 instead: stillpoint target deny.
                 """)
 
@@ -60,7 +60,7 @@ struct DiscoveryCommands: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "discovery", abstract: "Who may ask which targets there are.",
         discussion: """
-            Without a rule anybody may, and sees the targets that it may log in to. The first rule shuts out all who
+            Without a rule anybody may, and sees the targets that it may log in to. The first rule shuts out all who \
             have none. Credentials for discovery are none of a target's.
             """,
         subcommands: [ShowRules.self, Allow.self, Deny.self])

@@ -12,8 +12,8 @@ struct SnapshotCommands: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
             abstract: "Take a snapshot of one or several volumes in one cut.",
             discussion: """
-                With --consistency application or file-system the agents bring everything that lies on the volumes to
-                rest around the cut. If the level asked for is not reached, the snapshot fails and leaves nothing
+                With --consistency application or file-system the agents bring everything that lies on the volumes to \
+                rest around the cut. If the level asked for is not reached, the snapshot fails and leaves nothing \
                 behind, unless --allow-lower is given; then its record says what was reached and why.
                 """)
 

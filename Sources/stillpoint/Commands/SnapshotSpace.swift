@@ -7,8 +7,8 @@ extension SnapshotCommands {
         static let configuration = CommandConfiguration(
             abstract: "Say what snapshots hold: what deleting them all would free.",
             discussion: """
-                FIRST..LAST stands for all snapshots from one to another of the volumes that both have. Without
-                arguments, all snapshots are listed with what each of them alone would free. What two snapshots share
+                FIRST..LAST stands for all snapshots from one to another of the volumes that both have. Without \
+                arguments, all snapshots are listed with what each of them alone would free. What two snapshots share \
                 is freed only when both are deleted, so the answer for several is more than the sum of the answers.
                 """)
 

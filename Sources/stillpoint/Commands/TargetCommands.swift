@@ -73,7 +73,7 @@ struct TargetCommands: AsyncParsableCommand {
             if connection.isJSON { return try Output.json(target) }
             let left = target.access.map(\.initiator)
             print(
-                "\(initiator) may no longer log in to \(target.iqn); "
+                "\(initiator == "any" ? "Who has no rule" : initiator) may no longer log in to \(target.iqn); "
                     + (left.isEmpty ? "nobody may" : "left: \(Show.list(left))"))
         }
     }
@@ -112,12 +112,12 @@ struct RuleOptions: ParsableArguments {
 enum SecretFile {
     static func read(_ path: String) throws -> String {
         guard let data = FileManager.default.contents(atPath: path) else {
-            throw CommandFailure.usage("The file with the secret, \(path), cannot be read")
+            throw CommandFailure("The file with the secret, \(path), cannot be read")
         }
         let secret =
             String(decoding: data, as: UTF8.self).split(separator: "\n", maxSplits: 1).first.map(String.init) ?? ""
         guard (12...255).contains(secret.utf8.count) else {
-            throw CommandFailure.usage(
+            throw CommandFailure(
                 "The secret in \(path) has \(secret.utf8.count) bytes", hint: "CHAP asks for 12 to 255")
         }
         return secret

@@ -8,7 +8,7 @@ extension SnapshotCommands {
         static let configuration = CommandConfiguration(
             abstract: "Write a snapshot to standard output as a stream for snapshot receive.",
             discussion: """
-                With --from only what changed since that snapshot is sent; the receiver must have it. A transfer that
+                With --from only what changed since that snapshot is sent; the receiver must have it. A transfer that \
                 broke goes on with the token that the receiver shows (stillpoint receive list).
 
                   stillpoint snapshot send NEW --from OLD | stillpoint --api https://OTHER:PORT snapshot receive
@@ -39,9 +39,9 @@ extension SnapshotCommands {
         static let configuration = CommandConfiguration(
             abstract: "Make a snapshot of the stream on standard input.",
             discussion: """
-                A whole snapshot makes new volumes, which are not exported; --volume names the volume of one that has a
-                single member. An increment goes to the volumes of the older snapshot, which must be what they were
-                then and have no initiator logged in. What came of a stream that broke is kept until it is resumed or
+                A whole snapshot makes new volumes, which are not exported; --volume names the volume of one that has \
+                a single member. An increment goes to the volumes of the older snapshot, which must be what they were \
+                then and have no initiator logged in. What came of a stream that broke is kept until it is resumed or \
                 aborted, and is not visible as a snapshot.
                 """)
 

@@ -8,7 +8,7 @@ extension VolumeCommands {
         static let configuration = CommandConfiguration(
             abstract: "Make a local block device of a volume or a snapshot, and print it.",
             discussion: """
-                Through the kernel's iSCSI initiator where there is one, else in user space (qemu-storage-daemon,
+                Through the kernel's iSCSI initiator where there is one, else in user space (qemu-storage-daemon, \
                 nbdfuse and a loop device). A snapshot is attached read-only. Needs root.
                 """)
 
@@ -34,7 +34,7 @@ extension VolumeCommands {
         static let configuration = CommandConfiguration(
             abstract: "Take a local block device away again.",
             discussion: """
-                What lies in the page cache is written first. Refused while the device is mounted or used otherwise.
+                What lies in the page cache is written first. Refused while the device is mounted or used otherwise. \
                 Also takes away what a crash left half done.
                 """)
 

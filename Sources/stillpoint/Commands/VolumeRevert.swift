@@ -6,8 +6,8 @@ extension VolumeCommands {
         static let configuration = CommandConfiguration(
             abstract: "Put volumes back to what a snapshot holds.",
             discussion: """
-                What they hold now is kept as a snapshot of its own, to which --undo goes back. Refused while an
-                initiator has a session to one of them; with --drive the agents stop what uses the volumes before,
+                What they hold now is kept as a snapshot of its own, to which --undo goes back. Refused while an \
+                initiator has a session to one of them; with --drive the agents stop what uses the volumes before, \
                 and start it again after.
                 """)
 

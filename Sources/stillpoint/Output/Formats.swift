@@ -4,19 +4,7 @@ import Foundation
 /// How quantities are shown to people. Programs take `-o json`, which has exact numbers.
 enum Show {
     /// `1.5 GiB`, `4 KiB`, `0 B`: three figures at most, rounded.
-    static func bytes(_ count: UInt64) -> String {
-        let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
-        var value = Double(count)
-        var unit = 0
-        while value >= 1024, unit < units.count - 1 {
-            value /= 1024
-            unit += 1
-        }
-        if unit == 0 || value >= 99.95 || value == value.rounded() {
-            return String(format: "%.0f %@", value, units[unit])
-        }
-        return String(format: value >= 9.995 ? "%.1f %@" : "%.2f %@", value, units[unit])
-    }
+    static func bytes(_ count: UInt64) -> String { byteText(count) }
 
     /// `0.083 s`, `12.4 s`, `3 min 20 s`.
     static func seconds(_ seconds: Double) -> String {
