@@ -160,7 +160,7 @@ struct ProcessTests {
         defer { kill(process) }
         let client = agent.client()
         defer { client.shutdown() }
-        _ = try await client.hold(agent.request(lease: 3))
+        _ = try await client.hold(agent.request(lease: 6))
         #expect(await eventually { agent.paused.isEmpty })
         #expect(try await client.release(holdID: "h1").members.allSatisfy { !$0.stillHeld })
     }
@@ -173,7 +173,8 @@ struct ProcessTests {
         defer { client.shutdown() }
         _ = try await client.hold(agent.request())
         let plugins = AgentProcess.plugins(of: process)
-        #expect(plugins.count == 1)
+        // One that was asked something else may be ending still.
+        #expect(plugins.count >= 1)
         for plugin in plugins { Foundation.kill(plugin, SIGKILL) }
         #expect(await eventually { agent.paused.isEmpty })
         #expect(try await client.release(holdID: "h1").members.allSatisfy { !$0.stillHeld })
@@ -258,7 +259,7 @@ struct ProcessTests {
         defer { kill(process) }
         let client = agent.client()
         defer { client.shutdown() }
-        _ = try await client.hold(agent.request(lease: 3))
+        _ = try await client.hold(agent.request(lease: 6))
         for plugin in AgentProcess.plugins(of: process) { Foundation.kill(plugin, SIGSTOP) }
         #expect(await eventually { agent.paused.isEmpty })
     }

@@ -49,6 +49,9 @@ struct RunningAgent {
             try await task.value
             throw StartFailure(description: "it did not start")
         }
+        // It is ready when its port is; the socket may come a moment later.
+        let socketPath = configuration.socketPath
+        _ = await eventually { FileStatus(path: socketPath) != nil }
         return RunningAgent(
             authority: authority, directory: directory, port: port, configuration: configuration, stop: stop,
             task: task)
@@ -195,14 +198,14 @@ struct ServerTests {
         let traversal = await #expect(throws: APIFailure.self) { try await client.release(holdID: "../../x") }
         #expect(traversal?.status == 400 || traversal?.status == 404)
         let link = try await HTTPLink.open(
-            .unixSocket(path: agent.configuration.socketPath), security: nil, deadline: .now() + .seconds(10))
+            .unixSocket(path: agent.configuration.socketPath), security: nil, deadline: .now() + .seconds(60))
         for (method, path, body, status) in [
             ("GET", "/nothing", nil, 404), ("POST", "/v1/holds", "{", 400), ("POST", "/v1/holds", "[]", 400),
             ("POST", "/v1/thaw", "", 400),
         ] as [(String, String, String?, Int)] {
             let answer = try await link.exchange(
                 HTTPCall(method: method, path: path, body: body.map { Array($0.utf8) }),
-                deadline: .now() + .seconds(10))
+                deadline: .now() + .seconds(60))
             #expect(answer.status == status, "\(method) \(path)")
             #expect(throws: Never.self) { try APIJSON.decoder().decode(APIFailure.self, from: Data(answer.body)) }
         }
@@ -229,8 +232,6 @@ struct ServerTests {
     func localSocket() async throws {
         let agent = try await RunningAgent.start(authority: authority, directory: directory)
         let path = agent.configuration.socketPath
-        // The agent is ready when its port is; the socket may come a moment later.
-        #expect(await eventually { FileStatus(path: path) != nil })
         #expect(FileStatus(path: path).map { $0.mode & 0o077 } == 0)
         #expect(FileStatus(path: agent.configuration.run).map { $0.mode & 0o077 } == 0)
         let client = AgentClient(socketPath: path)

@@ -91,7 +91,7 @@ final class TemporaryDirectory: Sendable {
 
 /// Waits for something that happens elsewhere, for a generous time.
 func eventually(_ condition: () async throws -> Bool) async rethrows -> Bool {
-    for _ in 0..<3_000 {
+    for _ in 0..<12_000 {
         if try await condition() { return true }
         try? await Task.sleep(for: .milliseconds(10))
     }

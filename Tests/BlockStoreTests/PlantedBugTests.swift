@@ -67,7 +67,7 @@ import Testing
 
         @Test("without claims two writers of one block lose each other's sectors")
         func claimIgnored() throws {
-            for _ in 0..<50 {
+            for _ in 0..<2000 {
                 if try !ConcurrencyTests.sectorsSurvive(plantedBug: .claimIgnored) { return }
             }
             Issue.record("no sector was lost")

@@ -25,7 +25,7 @@ struct ConformanceTests {
         let url = "iscsi://127.0.0.1:\(running.port)/\(RunningServer.open)/0"
         let result = Program.run(
             ["iscsi-test-cu", "--dataloss", "--allow-sanitize", "--fail", "-n", "-t", "ALL.\(family)", url],
-            timeoutSeconds: 90)
+            timeoutSeconds: 400)
         #expect(result.status == 0, "\(result.output.suffix(4000))")
         try await running.stop()
     }

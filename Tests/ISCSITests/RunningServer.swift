@@ -59,7 +59,7 @@ final class RunningServer: Sendable {
             }
         }
         guard result == 0 else { throw IOError(errnoCode: errno, reason: "connect") }
-        var timeout = timeval(tv_sec: 5, tv_usec: 0)
+        var timeout = timeval(tv_sec: 60, tv_usec: 0)
         setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &timeout, socklen_t(MemoryLayout<timeval>.size))
         return descriptor
     }
@@ -86,7 +86,7 @@ enum Program {
     static func isInstalled(_ names: String...) -> Bool { names.allSatisfy { access("/usr/bin/\($0)", X_OK) == 0 } }
 
     /// - Returns: the exit status (124 after the time-out), and standard output and error together.
-    static func run(_ arguments: [String], timeoutSeconds: Int = 60) -> (status: Int32, output: String) {
+    static func run(_ arguments: [String], timeoutSeconds: Int = 240) -> (status: Int32, output: String) {
         let quoted = (["timeout", "\(timeoutSeconds)"] + arguments).map { "'\($0)'" }.joined(separator: " ")
         guard let pipe = popen("\(quoted) 2>&1", "r") else { return (-1, "popen failed") }
         var output: [UInt8] = []

@@ -85,7 +85,7 @@ struct ProcessTests {
         configuration.apiListen = ListenAddress(host: "0.0.0.0", port: 0)
         let process = try await NodeProcess.start(configuration, logger: Logger(label: "test"))
         let running = Task { try await process.run(endingOn: []) }
-        let deadline = ContinuousClock.now + .seconds(30)
+        let deadline = ContinuousClock.now + .seconds(120)
         while process.services.addresses.api.isEmpty, ContinuousClock.now < deadline {
             try await Task.sleep(for: .milliseconds(10))
         }
@@ -146,7 +146,7 @@ struct ProcessTests {
                 throw APIFailure(status: 409, code: "broken", message: "it broke", hint: "mend it")
             }
             var found = job
-            let deadline = ContinuousClock.now + .seconds(20)
+            let deadline = ContinuousClock.now + .seconds(120)
             while !found.state.isEnded, ContinuousClock.now < deadline {
                 found = try await node.call(.GET, "/v1/jobs/\(job.id)").decode()
             }
@@ -172,7 +172,7 @@ struct ProcessTests {
         try await first.end()
         let second = try await TestNode.start(directory)
         var job: JobInfo = try await second.call(.GET, "/v1/jobs/\(info.id)").decode()
-        let deadline = ContinuousClock.now + .seconds(20)
+        let deadline = ContinuousClock.now + .seconds(120)
         while !job.state.isEnded, ContinuousClock.now < deadline {
             try await Task.sleep(for: .milliseconds(20))
             job = try await second.call(.GET, "/v1/jobs/\(info.id)").decode()
@@ -197,7 +197,7 @@ struct ProcessTests {
         let events = try await node.services.jobs.events(id: job.id)
         let ending = Task { try await node.end() }
         var refused = false
-        let deadline = ContinuousClock.now + .seconds(10)
+        let deadline = ContinuousClock.now + .seconds(120)
         while !refused, ContinuousClock.now < deadline {
             do {
                 _ = try await node.services.jobs.submit(kind: "test.more", subject: "y") { _ in nil }

@@ -50,7 +50,7 @@ final class TestNode: Sendable {
         configure(&configuration)
         let process = try await NodeProcess.start(configuration, logger: Logger(label: "test"))
         let running = Task { try await process.run(endingOn: []) }
-        let deadline = ContinuousClock.now + .seconds(30)
+        let deadline = ContinuousClock.now + .seconds(120)
         while process.services.addresses.api.isEmpty, ContinuousClock.now < deadline {
             try await Task.sleep(for: .milliseconds(10))
         }
@@ -116,7 +116,7 @@ final class TestNode: Sendable {
     func ended(_ answer: Answer) async throws -> JobInfo {
         try #require(answer.status == 202, "\(String(decoding: answer.body, as: UTF8.self))")
         var job = try answer.decode(JobInfo.self)
-        let deadline = ContinuousClock.now + .seconds(30)
+        let deadline = ContinuousClock.now + .seconds(120)
         while !job.state.isEnded, ContinuousClock.now < deadline {
             try await Task.sleep(for: .milliseconds(10))
             job = try await call(.GET, "/v1/jobs/\(job.id)").decode()

@@ -131,7 +131,7 @@ struct TransferTests {
     }
 
     private static func waitUntilIdle(_ client: NodeClient) async throws {
-        for _ in 0..<200 {
+        for _ in 0..<6000 {
             if try await client.receives().allSatisfy({ !$0.isActive }) { return }
             try await Task.sleep(for: .milliseconds(20))
         }

@@ -56,9 +56,9 @@ final class Example: Sendable {
 
 /// Waits until something becomes true. The limit is far beyond what it takes: it only ends a hopeless wait.
 func eventually(_ what: String = "", _ condition: () async throws -> Bool) async throws {
-    for _ in 0..<600 {
+    for _ in 0..<2400 {
         if try await condition() { return }
         try await Task.sleep(for: .milliseconds(50))
     }
-    Issue.record("did not become true within 30 s \(what)")
+    Issue.record("did not become true within two minutes \(what)")
 }

@@ -33,7 +33,7 @@ struct PluginProcessTests {
     func letsGo() async throws {
         let example = try Example()
         let plugin = try example.start()
-        _ = try await plugin.quiesce(example.quiesce("h1", [example.resource], leaseSeconds: 0.2))
+        _ = try await plugin.quiesce(example.quiesce("h1", [example.resource], leaseSeconds: 1))
         try await eventually { !example.isPaused }
         _ = try await plugin.quiesce(example.quiesce("h2", [example.resource]))
         #expect(example.isPaused)
@@ -125,7 +125,9 @@ struct BrokenPluginTests {
 
     @Test("a plug-in that neither reads nor ends is killed, with its children")
     func stubborn() async throws {
-        let plugin = try start("trap '' TERM; while :; do sleep 0.1; done")
+        let record = Record()
+        let plugin = try start("trap '' TERM; echo deaf >&2; while :; do sleep 0.1; done", record)
+        try await eventually { record.logs == ["deaf"] }
         #expect(await plugin.end(graceSeconds: 0.2) == .signalled(signal: SIGKILL))
     }
 

@@ -94,7 +94,7 @@ struct FilesystemFreezeTests {
         let files = try LoopFileSystem()
         let state = try StateDirectory()
         let plugin = try RunningPlugin("filesystem")
-        _ = try await plugin.quiesce("h1", [try await files.resource()], state: state.path, leaseSeconds: 1)
+        _ = try await plugin.quiesce("h1", [try await files.resource()], state: state.path, leaseSeconds: 4)
         try await eventually("the plug-in released by itself") { plugin.events.contains { $0.event == .released } }
         #expect(plugin.events.last == PluginEvent(.released, holdID: "h1", reason: "leaseEnded"))
         #expect(!files.isFrozen)
@@ -109,10 +109,11 @@ struct FilesystemFreezeTests {
         let files = try LoopFileSystem()
         let state = try StateDirectory()
         let plugin = try RunningPlugin("filesystem")
-        _ = try await plugin.quiesce("h1", [try await files.resource()], state: state.path, leaseSeconds: 1)
-        let renewed = try await plugin.process.renew(RenewParameters(holdID: "h1", leaseSeconds: 15))
-        #expect(renewed.remainingLeaseSeconds > 1)
-        try await Task.sleep(for: .seconds(1.2))
+        _ = try await plugin.quiesce("h1", [try await files.resource()], state: state.path, leaseSeconds: 5)
+        let renewed = try await plugin.process.renew(RenewParameters(holdID: "h1", leaseSeconds: 60))
+        #expect(renewed.remainingLeaseSeconds > 30)
+        // Beyond the end of the first lease.
+        try await Task.sleep(for: .seconds(5.2))
         #expect(try await plugin.unquiesce("h1").map(\.stillHeld) == [true])
         await plugin.process.end()
     }
@@ -179,7 +180,7 @@ struct FilesystemFreezeTests {
         try shell("sync -f \(upper.mountPoint)")
         try lower.freezeFromOutside()
         let failure = await #expect(throws: PluginFailure.self) {
-            try await plugin.quiesce("h1", resources, state: state.path, leaseSeconds: 2)
+            try await plugin.quiesce("h1", resources, state: state.path, leaseSeconds: 5)
         }
         #expect(failure?.code == .timedOut)
         #expect(failure?.message == "\(upper.mountPoint) could not be frozen within the lease")
@@ -194,7 +195,7 @@ struct FilesystemFreezeTests {
 
     @Test("a plug-in killed inside a freeze that hangs leaves what recover thaws")
     func killedInsideFreeze() async throws {
-        let (lower, upper, state, first, quiesce) = try await hanging(leaseSeconds: 15)
+        let (lower, upper, state, first, quiesce) = try await hanging(leaseSeconds: 60)
         try await Task.sleep(for: .milliseconds(200))
         first.process.kill()
         // It is not gone yet: a recovery now says so instead of finding nothing to do.
@@ -213,7 +214,7 @@ struct FilesystemFreezeTests {
 
     @Test("a plug-in whose input ends inside a freeze that hangs stays until it has undone it")
     func endsInsideFreeze() async throws {
-        let (lower, upper, state, plugin, quiesce) = try await hanging(leaseSeconds: 2)
+        let (lower, upper, state, plugin, quiesce) = try await hanging(leaseSeconds: 4)
         plugin.process.closeInput()
         _ = await quiesce.value
         try await Task.sleep(for: .milliseconds(300))

@@ -42,7 +42,7 @@ struct ShellFailure: Error, CustomStringConvertible { var description: String }
 /// Runs a shell command and gives its output.
 @discardableResult
 func shell(_ script: String, mayFail: Bool = false) throws -> String {
-    let outcome = try Command(["/bin/sh", "-c", script], timeoutSeconds: 60).run()
+    let outcome = try Command(["/bin/sh", "-c", script], timeoutSeconds: 300).run()
     guard outcome.isSuccess || mayFail else {
         throw ShellFailure(description: "\(script): \(outcome.explanation)")
     }
@@ -51,11 +51,11 @@ func shell(_ script: String, mayFail: Bool = false) throws -> String {
 
 /// Waits until something becomes true. The limit is far beyond what it takes: it only ends a hopeless wait.
 func eventually(_ what: String, _ condition: () async throws -> Bool) async throws {
-    for _ in 0..<600 {
+    for _ in 0..<2400 {
         if try await condition() { return }
         try await Task.sleep(for: .milliseconds(50))
     }
-    throw ShellFailure(description: "within 30 s it did not become true that \(what)")
+    throw ShellFailure(description: "within two minutes it did not become true that \(what)")
 }
 
 /// A running plug-in with a state directory on a tmpfs, ended when it goes.
@@ -83,7 +83,7 @@ final class RunningPlugin: Sendable {
     var logs: [String] { ears.heard.withLock { $0.logs } }
 
     func quiesce(
-        _ holdID: String, _ resources: [PluginResource], state: String, leaseSeconds: Double = 15,
+        _ holdID: String, _ resources: [PluginResource], state: String, leaseSeconds: Double = 60,
         config: JSONValue? = nil, protectedPaths: [String]? = nil
     ) async throws -> QuiesceResult {
         try await process.quiesce(
@@ -114,7 +114,7 @@ final class StateDirectory: Sendable {
 /// A file system on a loop device, thawed, unmounted and removed when it goes. Nothing else is ever frozen by a test.
 final class LoopFileSystem: Sendable {
     /// Beyond every lease in these tests: whatever fails, a freeze does not outlive this.
-    private static let watchdogSeconds = 20
+    private static let watchdogSeconds = 240
 
     let directory: String
     let mountPoint: String
@@ -145,7 +145,9 @@ final class LoopFileSystem: Sendable {
         self.volume = volume
         do {
             let device = isPartitioned ? loop + "p1" : loop
-            try shell("mkfs.\(type) -q \(device) && mount -o \(options) \(device) \(mountPoint)")
+            // Nothing of ext4 is left to be initialised later: a freeze of what lies below would find it at work.
+            let make = type == "ext4" ? "mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0" : "mkfs.\(type) -q"
+            try shell("\(make) \(device) && mount -o \(options) \(device) \(mountPoint)")
             var pid: pid_t = 0
             let script = "sleep \(Self.watchdogSeconds); fsfreeze -u \(mountPoint)"
             let words: [String] = ["/bin/sh", "-c", script]

@@ -27,7 +27,7 @@ struct HookTests {
         }
 
         func hook(
-            _ name: String, quiesce: String = "", unquiesce: String = "", order: Int = 0, timeoutSeconds: Double = 10,
+            _ name: String, quiesce: String = "", unquiesce: String = "", order: Int = 0, timeoutSeconds: Double = 60,
             environment: [String: String] = [:]
         ) throws -> JSONValue {
             .object([
@@ -113,7 +113,7 @@ struct HookTests {
     func hangs() async throws {
         let scripts = try Scripts()
         let body = "sleep 1000 & echo $! > \(scripts.directory)/child; wait"
-        let config = scripts.config([try scripts.hook("slow", quiesce: body, timeoutSeconds: 0.5)])
+        let config = scripts.config([try scripts.hook("slow", quiesce: body, timeoutSeconds: 2)])
         let plugin = try RunningPlugin("hook")
         let resources = try await discover(plugin, config)
         let failure = await #expect(throws: PluginFailure.self) {
@@ -167,7 +167,7 @@ struct HookTests {
     func unquiesceHangs() async throws {
         let scripts = try Scripts()
         let body = "[ $STILLPOINT_PHASE = recover ] || sleep 1000"
-        let config = scripts.config([try scripts.hook("slow", unquiesce: body, timeoutSeconds: 0.5)])
+        let config = scripts.config([try scripts.hook("slow", unquiesce: body, timeoutSeconds: 2)])
         let first = try RunningPlugin("hook")
         let resources = try await discover(first, config)
         _ = try await first.quiesce("h1", resources, state: scripts.directory, config: config)
@@ -192,7 +192,7 @@ struct HookTests {
         let quiesce = Task {
             try await first.quiesce("h1", resources, state: scripts.directory, config: config)
         }
-        try await eventually("it has started") { scripts.state.files.contains("pid") }
+        try await eventually("it has started") { readText("\(scripts.directory)/pid")?.hasSuffix("\n") == true }
         let script = try shell("cat \(scripts.directory)/pid")
         first.process.kill()
         let failure = await #expect(throws: PluginFailure.self) { try await quiesce.value }
@@ -214,7 +214,7 @@ struct HookTests {
         let plugin = try RunningPlugin("hook")
         let resources = try await discover(plugin, config)
         _ = try await plugin.quiesce(
-            "h1", resources, state: scripts.directory, leaseSeconds: byLease ? 2 : 15, config: config)
+            "h1", resources, state: scripts.directory, leaseSeconds: byLease ? 4 : 60, config: config)
         if !byLease { plugin.process.closeInput() }
         try await eventually("the unquiesce ran") { scripts.calls == ["one quiesce", "one unquiesce"] }
         await plugin.process.end()

@@ -39,7 +39,7 @@ final class PostgreSQLServer: Sendable {
         let directory = directory ?? dataDirectory
         try shell(
             """
-            cd /; \(Self.asPostgres) \(Self.programs!)/pg_ctl start -w -D \(directory) -o '\(options)' \
+            cd /; \(Self.asPostgres) \(Self.programs!)/pg_ctl start -w -t 240 -D \(directory) -o '\(options)' \
                 -l \(directory)/log
             """)
     }

@@ -86,7 +86,7 @@ struct PostgreSQLTests {
         let state = try StateDirectory()
         let plugin = try RunningPlugin("postgresql")
         let resource = try #require(try await server.discover(plugin))
-        _ = try await plugin.quiesce("h1", [resource], state: state.path, leaseSeconds: way == 0 ? 2 : 15)
+        _ = try await plugin.quiesce("h1", [resource], state: state.path, leaseSeconds: way == 0 ? 8 : 60)
         switch way {
         case 0: break
         case 1: plugin.process.closeInput()

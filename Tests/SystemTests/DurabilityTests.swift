@@ -24,10 +24,11 @@ struct DurabilityTests {
             #expect(wrote.status == 0, "\(wrote)")
             let load = try Shell.start(
                 ["sh", "-c", "while :; do qemu-io -f raw -c 'write -q -P 250 128M 8M' \(url) || exit; done"],
-                outputPath: node.folder.path + "/load.out")
+                outputPath: node.folder.path + "/load.out", leadsGroup: true)
             usleep(UInt32.random(in: 20_000...400_000))
             node.killHard()
-            kill(load.processIdentifier, SIGKILL)
+            // With its children: an initiator that lost its node would try for ever.
+            load.killGroup()
             try node.start()
             var check = ["qemu-io", "-f", "raw", "-r", try node.url(volume: "v")]
             for index in 0..<20 {
@@ -87,18 +88,22 @@ struct DurabilityTests {
         try node.allowAny(volume: "v")
         let url = try node.url(volume: "v")
         try Shell.check(["qemu-io", "-f", "raw", "-c", "write -q -P 9 0 16M", "-c", "flush", url])
-        let free =
-            try Shell.check(["df", "--output=avail", "-B1", small]).split(separator: "\n").last
-            .flatMap { Int($0.trimmingCharacters(in: .whitespaces)) } ?? 0
         let filler = small + "/filler"
-        try Shell.check(["fallocate", "-l", "\(max(4096, free - 4 << 20))", filler])
-        var refused = try Shell.run(["qemu-io", "-f", "raw", "-c", "write -q -P 3 64M 200M", url], timeoutSeconds: 60)
+        let isFilled = try Shell.wait {
+            // The pool may take some of it between the two.
+            let free =
+                try Shell.check(["df", "--output=avail", "-B1", small]).split(separator: "\n").last
+                .flatMap { Int($0.trimmingCharacters(in: .whitespaces)) } ?? 0
+            return try Shell.run(["fallocate", "-l", "\(max(4096, free - 4 << 20))", filler]).status == 0
+        }
+        #expect(isFilled)
+        var refused = try Shell.run(["qemu-io", "-f", "raw", "-c", "write -q -P 3 64M 200M", url], timeoutSeconds: 300)
         #expect(refused.status != 0 || refused.output.contains("failed"), "\(refused)")
         refused = try Shell.run(["qemu-io", "-f", "raw", "-r", "-c", "read -P 9 0 16M", url])
         #expect(refused.status == 0 && !refused.output.contains("verification failed"), "reads go on: \(refused)")
         #expect(try node.cli("status").status == 0)
         try FileManager.default.removeItem(atPath: filler)
-        let resumed = try Shell.wait(upToSeconds: 20) {
+        let resumed = try Shell.wait {
             let again = try Shell.run(["qemu-io", "-f", "raw", "-c", "write -q -P 5 64M 8M", "-c", "flush", url])
             return again.status == 0 && !again.output.contains("failed")
         }

@@ -27,16 +27,16 @@ struct GuestFixtureTests {
         #expect(frozen.status != 0, "a frozen guest agent answers nothing else")
         try host.virsh("domfsthaw", "g1")
         let before = try guest.written()
-        #expect(Shell.wait(upToSeconds: 20) { (try? guest.written()) ?? 0 > before })
+        #expect(Shell.wait { (try? guest.written()) ?? 0 > before })
 
         // A freeze hook that says no.
         let hook = "/etc/qemu/fsfreeze-hook.d/no"
         try guest.shell("printf '#!/bin/sh\\n[ $1 != freeze ]\\n' > \(hook); chmod +x \(hook)")
         #expect(try host.virshResult("domfsfreeze", "g1").status != 0)
         let after = try guest.written()
-        #expect(Shell.wait(upToSeconds: 20) { (try? guest.written()) ?? 0 > after })
+        #expect(Shell.wait { (try? guest.written()) ?? 0 > after })
 
         try host.virsh("shutdown", "g1")
-        #expect(Shell.wait(upToSeconds: 20) { guest.state == "shut off" })
+        #expect(Shell.wait { guest.state == "shut off" })
     }
 }

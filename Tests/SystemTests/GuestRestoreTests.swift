@@ -88,11 +88,11 @@ struct GuestRestoreTests {
         #expect(try world.marker(guest) == "two")
         #expect(try host.states() == ["g1": "running"])
 
-        try node.must("guest", "restore", "g1", "--from", "s1", timeoutSeconds: 120)
+        try node.must("guest", "restore", "g1", "--from", "s1", timeoutSeconds: 400)
         try guest.waitForAgent()
         #expect(try world.marker(guest) == "one")
         #expect(try world.definition("g1") == before)
-        try node.must("guest", "restore", "g1", "--undo", timeoutSeconds: 120)
+        try node.must("guest", "restore", "g1", "--undo", timeoutSeconds: 400)
         try guest.waitForAgent()
         #expect(try world.marker(guest) == "two")
 
@@ -105,7 +105,7 @@ struct GuestRestoreTests {
         #expect(try world.marker(guest) == "two")
         #expect(made.first?.uuid != guest.uuid)
         #expect(try node.cli("guest", "restore", "g1", "--beside", "g1-copy").status == 1, "the name is taken")
-        try node.must("guest", "restore", "g1-copy", "--undo", timeoutSeconds: 120)
+        try node.must("guest", "restore", "g1-copy", "--undo", timeoutSeconds: 400)
         #expect(try host.states() == ["g1": "running"])
         #expect(try node.json([VolumeInfo].self, "clone", "list").isEmpty)
 
@@ -113,7 +113,7 @@ struct GuestRestoreTests {
         try host.virsh("destroy", "g1")
         try host.virsh("undefine", "g1")
         #expect(try node.json([GuestInfo].self, "guest", "list").first?.state == "deleted")
-        try node.must("guest", "restore", "g1", "--from", "s1", "--no-start", timeoutSeconds: 120)
+        try node.must("guest", "restore", "g1", "--from", "s1", "--no-start", timeoutSeconds: 400)
         #expect(try world.definition("g1") == before)
         #expect(try host.states() == ["g1": "shut off"])
         try node.must("clone", "create", "s1", "--name", "reference")
@@ -157,12 +157,12 @@ struct GuestRestoreTests {
         for guest in guests { try world.mark(guest, "two") }
         let other = try host.virsh("domid", "a")
 
-        try node.must("guest", "restore", "b", timeoutSeconds: 180)
+        try node.must("guest", "restore", "b", timeoutSeconds: 400)
         try guests[1].waitForAgent()
         #expect(try world.marker(guests[1]) == "one")
         #expect(try world.marker(guests[0]) == "two")
         #expect(try host.virsh("domid", "a") == other, "the other guest was not stopped")
-        try node.must("guest", "restore", "b", "--undo", timeoutSeconds: 180)
+        try node.must("guest", "restore", "b", "--undo", timeoutSeconds: 400)
         try guests[1].waitForAgent()
         #expect(try world.marker(guests[1]) == "two")
 
@@ -170,7 +170,7 @@ struct GuestRestoreTests {
         try host.virsh("destroy", "b")
         try host.virsh("undefine", "b")
         try host.run("rm", "\(images)/b.qcow2")
-        try node.must("guest", "restore", "b", timeoutSeconds: 180)
+        try node.must("guest", "restore", "b", timeoutSeconds: 400)
         try guests[1].waitForAgent()
         #expect(try world.marker(guests[1]) == "one")
         #expect(try host.virsh("domid", "a") == other)
@@ -204,10 +204,10 @@ struct GuestRestoreTests {
         try world.mark(guest, "one")
         try node.must(
             "snapshot", "create", "m1-data", "memory", "--consistency", "application", "--allow-lower", "--name", "s1",
-            "--lease", "30", timeoutSeconds: 120)
+            "--lease", "30", timeoutSeconds: 400)
         try guest.shell("echo gone > /run/token")
         try world.mark(guest, "two")
-        try node.must("guest", "restore", "m1", "--from", "s1", timeoutSeconds: 180)
+        try node.must("guest", "restore", "m1", "--from", "s1", timeoutSeconds: 400)
         try guest.waitForAgent()
         #expect(try guest.shell("cat /run/token").hasPrefix("here"))
         #expect(try world.marker(guest) == "one")

@@ -64,16 +64,17 @@ struct InitiatorTests {
         try node.must("snapshot", "create", "v", "--name", "one")
         try Shell.check(["qemu-io", "-f", "raw", "-c", "write -q -P 2 0 4M", url])
         let holder = try Shell.start(
-            ["qemu-io", "-f", "raw", "-c", "sleep 8000", url], outputPath: node.folder.path + "/holder")
-        _ = try Shell.wait(upToSeconds: 10) {
+            ["qemu-io", "-f", "raw", "-c", "sleep 600000", url], outputPath: node.folder.path + "/holder")
+        let isHeld = try Shell.wait {
             try !node.json(VolumeInfo.self, "volume", "show", "v").initiators.isEmpty
         }
+        #expect(isHeld)
         let refused = try node.cli("volume", "revert", "v", "--to", "one")
         #expect(refused.status == 1)
         #expect(refused.errors.contains("iqn."), "names the initiator: \(refused)")
         kill(holder.processIdentifier, SIGKILL)
         holder.waitUntilExit()
-        _ = try Shell.wait(upToSeconds: 10) {
+        _ = try Shell.wait {
             try node.json(VolumeInfo.self, "volume", "show", "v").initiators.isEmpty
         }
         func pattern(_ byte: Int) throws -> Bool {

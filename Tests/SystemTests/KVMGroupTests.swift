@@ -29,7 +29,7 @@ struct KVMGroupTests {
             try guest.define()
             try guest.start()
         }
-        for guest in world.guests { try guest.waitForAgent(seconds: 180) }
+        for guest in world.guests { try guest.waitForAgent() }
         try world.startAgents()
         let found = try world.node.json(AgentInfo.self, "agent", "show", "kvm1").resources ?? []
         #expect(
@@ -47,7 +47,7 @@ struct KVMGroupTests {
         #expect(!members.contains { !$0.stillHeldAtRelease })
         _ = try world.snapshot(volumes, name: "crash")
         for guest in world.guests {
-            #expect(guest.isRunningFreely(withinSeconds: 10))
+            #expect(guest.isRunningFreely(withinSeconds: 30))
             #expect(try guest.writerGoesOn())
         }
         for snapshot in ["frozen", "crash"] {
@@ -116,13 +116,14 @@ struct KVMGroupTests {
             try guest.define()
             try guest.start()
         }
-        for guest in guests { try guest.waitForAgent(seconds: 120) }
+        for guest in guests { try guest.waitForAgent() }
         try world.startAgents()
         let writer = TurnWriter(guests, files: ["/mnt/a/n", "/mnt/b/n"])
         writer.start()
         defer { writer.stop() }
         for round in 1...4 {
-            Thread.sleep(forTimeInterval: 1.5)
+            // Some more numbers than at the cut before.
+            #expect(Shell.wait { writer.count > round * 3 }, "the writer does not write")
             let level = round.isMultiple(of: 2) ? "crash" : "file-system"
             let made = try world.snapshot(["a", "b"], name: "s\(round)", "--consistency", level)
             if level == "file-system" {
@@ -168,7 +169,7 @@ struct KVMGroupTests {
         let member = try #require(made.evidence?.members.first { $0.plugin == "libvirt" })
         #expect(member.stillHeldAtRelease, "\(member.failure ?? "")")
         let file = try #require(member.artifacts["memoryFile"]).split(separator: "/").last.map(String.init) ?? ""
-        #expect(guest.isRunningFreely(withinSeconds: 10))
+        #expect(guest.isRunningFreely(withinSeconds: 30))
         #expect(try world.host.run("ls", folder).contains(file) == false)
         let image = Ext4Image(path: try world.image(of: "m", volume: "shared"))
         #expect(try Shell.check(["debugfs", "-R", "ls -l /", image.path]).contains(file))
@@ -178,7 +179,7 @@ struct KVMGroupTests {
 
 /// Writes 1, 2, 3, … to one guest after the other, each durable before the next is begun.
 private final class TurnWriter: @unchecked Sendable {
-    // SAFETY: `isWanted` and `isDone` are only touched under the lock; the rest never changes.
+    // SAFETY: `isWanted`, `isDone` and `written` are only touched under the lock; the rest never changes.
     private let guests: [Guest]
     private let files: [String]
     private let lock = NSLock()
@@ -191,6 +192,9 @@ private final class TurnWriter: @unchecked Sendable {
     }
 
     private var goesOn: Bool { lock.withLock { isWanted } }
+    private var written = 0
+    /// How many numbers are durable.
+    var count: Int { lock.withLock { written } }
 
     func start() {
         Thread.detachNewThread { [self] in
@@ -198,8 +202,10 @@ private final class TurnWriter: @unchecked Sendable {
             while goesOn {
                 let turn = number % guests.count
                 // While it is frozen the agent takes nothing: the same number again, which a set of numbers bears.
-                let written = try? guests[turn].shell("echo \(number) >> \(files[turn]) && sync", seconds: 5)
-                if written != nil { number += 1 }
+                let written = try? guests[turn].shell("echo \(number) >> \(files[turn]) && sync", seconds: 20)
+                guard written != nil else { continue }
+                lock.withLock { self.written = number }
+                number += 1
             }
             lock.withLock { isDone = true }
         }
@@ -207,6 +213,6 @@ private final class TurnWriter: @unchecked Sendable {
 
     func stop() {
         lock.withLock { isWanted = false }
-        _ = Shell.wait(upToSeconds: 20) { lock.withLock { isDone } }
+        _ = Shell.wait { lock.withLock { isDone } }
     }
 }

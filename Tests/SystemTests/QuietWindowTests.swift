@@ -11,8 +11,8 @@ import Testing
         "needs root, FUSE, qemu-storage-daemon, nbdfuse and PostgreSQL"))
 struct QuietWindowTests {
     /// Long enough for a slow machine, short enough that a lease which never ends would be seen.
-    static let leaseSeconds = 6.0
-    static let marginSeconds = 10.0
+    static let leaseSeconds = 10.0
+    static let marginSeconds = 20.0
 
     final class Stage {
         let node: TestNode
@@ -31,9 +31,11 @@ struct QuietWindowTests {
             try postgres.create()
             try postgres.start()
             try postgres.sql("CREATE TABLE ledger (n int)")
+            // Whatever initdb left unwritten is not for the freeze to write.
+            try Shell.check(["sync", "-f", host.mountPoint])
             if pausing {
                 let script = agent.folder.path + "/pause.sh"
-                try "#!/bin/sh\ntouch \(pauseMark)\nexec sleep 4\n".write(
+                try "#!/bin/sh\ntouch \(pauseMark)\nexec sleep 6\n".write(
                     toFile: script, atomically: true, encoding: .utf8)
                 try FileManager.default.setAttributes([.posixPermissions: 0o755], ofItemAtPath: script)
                 agent.configuration = """
@@ -54,7 +56,7 @@ struct QuietWindowTests {
         }
 
         func waitForPostgresToBeFound() throws {
-            let found = try Shell.wait(upToSeconds: 30) {
+            let found = try Shell.wait {
                 let info = try node.json(AgentInfo.self, "agent", "show", "host-a")
                 return info.resources?.contains { $0.plugin == "postgresql" } == true
             }
@@ -78,15 +80,21 @@ struct QuietWindowTests {
         }
 
         func waitUntilHeld() -> Bool {
-            Shell.wait(upToSeconds: 20) { FileManager.default.fileExists(atPath: pauseMark) }
+            Shell.wait { FileManager.default.fileExists(atPath: pauseMark) }
         }
 
         func expectEverythingRuns(_ comment: Comment) throws {
             #expect(host.acceptsWrites(withinSeconds: leaseSeconds + marginSeconds), comment)
             _ = try postgres.sql("INSERT INTO ledger VALUES (1)", timeoutSeconds: leaseSeconds + marginSeconds)
-            let backups = try postgres.sql(
-                "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'stillpoint%' AND state <> 'idle'")
-            #expect(backups == "0", comment)
+            // A session that was killed is gone when its server process notices; a discovery may be asking just now.
+            let isLetGo = try Shell.wait {
+                try postgres.sql(
+                    """
+                    SELECT count(*) FROM pg_stat_activity
+                    WHERE application_name LIKE 'stillpoint%' AND state <> 'idle'
+                    """) == "0"
+            }
+            #expect(isLetGo, comment)
         }
 
         func tearDown() {
@@ -146,36 +154,41 @@ struct QuietWindowTests {
         "unquiesce.application.after", "label.before", "label.after",
     ]
 
-    @Test(
-        "kill -9 of the node at each step leaves nothing quiet, no half group and no wrong label",
-        arguments: crashPoints)
-    func nodeDiesAtEachStep(point: String) throws {
+    /// All on one database, which has survived every one of these kills at the end.
+    @Test("kill -9 of the node at each step leaves nothing quiet, no half group and no wrong label")
+    func nodeDiesAtEachStep() throws {
         try Self.withStage { stage in
-            stage.node.terminate()
-            stage.node.extraEnvironment["STILLPOINT_CRASH_AT"] = point
-            try stage.node.start()
-            try stage.waitForPostgresToBeFound()
-            let client = try stage.startSnapshot(name: "killed")
-            let died = Shell.wait(upToSeconds: 30) { !stage.node.isRunning }
-            #expect(died, "the node should have died at \(point): \(stage.snapshotOutput)")
-            // The LUN itself is away until the node is back; what was held is not held any longer then.
-            stage.node.extraEnvironment["STILLPOINT_CRASH_AT"] = nil
-            stage.node.killHard()
-            try stage.node.start()
-            try stage.expectEverythingRuns("after the restart from \(point)")
-            let settled = try Shell.wait(upToSeconds: 30) {
-                try stage.node.json([JobInfo].self, "job", "list").allSatisfy { $0.state.isEnded }
+            for point in Self.crashPoints { try dieAndComeBack(at: point, stage) }
+            #expect(try stage.postgres.sql("SELECT count(*) FROM ledger") == "\(Self.crashPoints.count)")
+            try stage.postgres.amcheck()
+        }
+    }
+
+    private func dieAndComeBack(at point: String, _ stage: Stage) throws {
+        stage.node.terminate()
+        stage.node.extraEnvironment["STILLPOINT_CRASH_AT"] = point
+        try stage.node.start()
+        try stage.waitForPostgresToBeFound()
+        let client = try stage.startSnapshot(name: "killed-\(point)")
+        let died = Shell.wait { !stage.node.isRunning || !client.isRunning } && !stage.node.isRunning
+        #expect(died, "the node should have died at \(point): \(stage.snapshotOutput)")
+        // The LUN itself is away until the node is back; what was held is not held any longer then.
+        stage.node.extraEnvironment["STILLPOINT_CRASH_AT"] = nil
+        stage.node.killHard()
+        try stage.node.start()
+        try stage.expectEverythingRuns("after the restart from \(point)")
+        let settled = try Shell.wait {
+            try stage.node.json([JobInfo].self, "job", "list").allSatisfy { $0.state.isEnded }
+        }
+        #expect(settled, "a job is still running after the restart from \(point)")
+        _ = Shell.wait { !client.isRunning }
+        if client.isRunning { client.killHard() }
+        for snapshot in try stage.node.json([SnapshotInfo].self, "snapshot", "list", "db") {
+            let whole = try stage.node.json(SnapshotInfo.self, "snapshot", "show", snapshot.id)
+            let proven = whole.evidence?.members.allSatisfy {
+                $0.heldBeforeCut && $0.releasedAfterCut && $0.stillHeldAtRelease
             }
-            #expect(settled, "a job is still running after the restart from \(point)")
-            _ = Shell.wait(upToSeconds: 20) { !client.isRunning }
-            if client.isRunning { client.killHard() }
-            for snapshot in try stage.node.json([SnapshotInfo].self, "snapshot", "list", "db") {
-                let whole = try stage.node.json(SnapshotInfo.self, "snapshot", "show", snapshot.id)
-                let proven = whole.evidence?.members.allSatisfy {
-                    $0.heldBeforeCut && $0.releasedAfterCut && $0.stillHeldAtRelease
-                }
-                #expect(whole.achievedConsistency == .application && proven == true, "\(point): \(whole)")
-            }
+            #expect(whole.achievedConsistency == .application && proven == true, "\(point): \(whole)")
         }
     }
 
@@ -198,7 +211,7 @@ struct QuietWindowTests {
             case .postgresqlPlugin: try killPlugin("stillpoint-plugin-postgresql", of: stage.agent)
             }
             try stage.expectEverythingRuns("after kill -9 of \(victim.rawValue)")
-            _ = Shell.wait(upToSeconds: 30) { !client.isRunning }
+            _ = Shell.wait { !client.isRunning }
             if client.isRunning { client.terminate() }
             if victim == .agent { try stage.agent.start() }
             let levels = try stage.node.achievedLevels(volume: "db")

@@ -68,7 +68,7 @@ struct ReservationTests {
             #expect(try owner.reserveOut(0x00, newKey: 0xA1, flags: 0x01).isGood)
         }
         // The session ends with its object; the node notices a moment later.
-        let isGone = Shell.wait(upToSeconds: 10) {
+        let isGone = Shell.wait {
             (try? node.must("volume", "delete", "v")) != nil
         }
         #expect(isGone)

@@ -25,7 +25,7 @@ struct SurvivingInitiatorTests {
         var output: String { (try? String(contentsOfFile: outputPath, encoding: .utf8)) ?? "" }
 
         /// Sends a command and waits until it says that it is done.
-        func run(_ command: String, says word: String, timeoutSeconds: Double = 30) throws {
+        func run(_ command: String, says word: String, timeoutSeconds: Double = 180) throws {
             // It reads ahead: a second line sent too early would wait for a third.
             _ = Shell.wait(upToSeconds: timeoutSeconds) { output.hasSuffix(Self.prompt) || !process.isRunning }
             let before = output.components(separatedBy: word).count

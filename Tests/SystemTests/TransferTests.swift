@@ -37,11 +37,11 @@ struct TransferTests {
         let half = try Shell.start(
             [
                 "bash", "-c",
-                "(head -c 67000000 \(file); sleep 30) | env STILLPOINT_RUN_DIR=\(target.runFolder) "
+                "(head -c 67000000 \(file); while kill -0 \(target.pid); do sleep 0.1; done) | env STILLPOINT_RUN_DIR=\(target.runFolder) "
                     + "\(Components.bin)/stillpoint snapshot receive -q",
-            ], outputPath: target.folder.path + "/receive.out")
-        defer { kill(half.processIdentifier, SIGKILL) }
-        let isUnderWay = try Shell.wait(upToSeconds: 20) {
+            ], outputPath: target.folder.path + "/receive.out", leadsGroup: true)
+        defer { half.killGroup() }
+        let isUnderWay = try Shell.wait {
             try target.json([ReceiveInfo].self, "receive", "list").contains { $0.offsetBytes >= 32 << 20 }
         }
         #expect(isUnderWay, "\(target.log.suffix(1000))")

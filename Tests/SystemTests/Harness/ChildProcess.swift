@@ -6,8 +6,10 @@ final class ChildProcess {
     let processIdentifier: Int32
     private var endStatus: Int32?
 
+    /// - Parameter leadsGroup: it is the first of a process group of its own, for `killGroup`.
     init(
-        _ arguments: [String], environment: [String: String], inputPath: String, outputPath: String, errorPath: String?
+        _ arguments: [String], environment: [String: String], inputPath: String, outputPath: String,
+        errorPath: String?, leadsGroup: Bool = false
     ) throws {
         guard let executable = Shell.locate(arguments[0]) else {
             throw CommandFailed(description: "no \(arguments[0]) here")
@@ -24,7 +26,9 @@ final class ChildProcess {
         posix_spawnattr_setsigmask(&attributes, &signals)
         sigfillset(&signals)
         posix_spawnattr_setsigdefault(&attributes, &signals)
-        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF))
+        // posix_spawnattr_setpgroup: 0, as it is from the start, is a group of the child's own number.
+        let group = leadsGroup ? POSIX_SPAWN_SETPGROUP : 0
+        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | group))
         let writing = O_WRONLY | O_CREAT | O_APPEND
         posix_spawn_file_actions_addopen(&actions, 0, inputPath, O_RDONLY, 0)
         posix_spawn_file_actions_addopen(&actions, 1, outputPath, writing, 0o644)
@@ -63,6 +67,12 @@ final class ChildProcess {
     func killHard() {
         guard isRunning else { return }
         kill(processIdentifier, SIGKILL)
+        waitUntilExit()
+    }
+
+    /// It and all its children, of one that leads a group.
+    func killGroup() {
+        kill(-processIdentifier, SIGKILL)
         waitUntilExit()
     }
 

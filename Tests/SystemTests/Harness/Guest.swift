@@ -91,7 +91,7 @@ final class Guest {
     func start() throws { try host.virsh("start", name) }
 
     /// Waits until the guest agent answers.
-    func waitForAgent(seconds: Double = 90) throws {
+    func waitForAgent(seconds: Double = 300) throws {
         let answered = try Shell.wait(upToSeconds: seconds) {
             try host.virshResult("qemu-agent-command", name, #"{"execute":"guest-ping"}"#).status == 0
         }
@@ -109,7 +109,7 @@ final class Guest {
 
     /// Runs a shell command in the guest; its output. A status other than 0 is an error.
     @discardableResult
-    func shell(_ command: String, seconds: Double = 60) throws -> String {
+    func shell(_ command: String, seconds: Double = 180) throws -> String {
         let pid: Int = try agent(
             "guest-exec", ["path": "/bin/sh", "arg": ["-c", command], "capture-output": true], "pid")
         var result: [String: Any] = [:]
@@ -157,7 +157,7 @@ final class Guest {
     /// Writes 1, 2, 3, … durably to every one of `files` in turn: see scripts/guest/writer.c.
     func startWriter(_ files: [String], pauseMicroseconds: Int = 0) throws {
         try background("exec writer -p \(pauseMicroseconds) /run/writer \(files.joined(separator: " "))")
-        guard try Shell.wait(upToSeconds: 20, { try written() > 0 }) else {
+        guard try Shell.wait({ try written() > 0 }) else {
             throw CommandFailed(
                 description: "the writer in \(name) did not begin: \(try shell("cat /run/background.log"))")
         }

@@ -44,35 +44,35 @@ final class KVMHost {
     func start() throws {
         try Shell.check(
             [Self.script, "start", folder.path, image + "/cache"],
-            environment: ["PRIVATE_LIBVIRTD_OWNER": "\(getpid())"], timeoutSeconds: 90)
+            environment: ["PRIVATE_LIBVIRTD_OWNER": "\(getpid())"], timeoutSeconds: 240)
     }
 
     func killDaemon() {
         guard let pid = daemonPID else { return }
         kill(pid, SIGKILL)
-        _ = Shell.wait(upToSeconds: 10) { kill(pid, 0) != 0 }
+        _ = Shell.wait { kill(pid, 0) != 0 }
     }
 
-    func restartDaemon() throws { try Shell.check([Self.script, "daemon", folder.path], timeoutSeconds: 90) }
+    func restartDaemon() throws { try Shell.check([Self.script, "daemon", folder.path], timeoutSeconds: 240) }
 
     /// Destroys the guests and everything else that runs on this host.
     func stop() {
-        _ = try? Shell.run([Self.script, "stop", folder.path], timeoutSeconds: 30)
+        _ = try? Shell.run([Self.script, "stop", folder.path], timeoutSeconds: 120)
         folder.remove()
     }
 
     /// A command on this host that must succeed; its output.
     @discardableResult
-    func run(_ arguments: String..., timeoutSeconds: Double = 60) throws -> String {
+    func run(_ arguments: String..., timeoutSeconds: Double = 180) throws -> String {
         try Shell.check(prefix + arguments, timeoutSeconds: timeoutSeconds)
     }
 
     @discardableResult
-    func virsh(_ arguments: String..., timeoutSeconds: Double = 60) throws -> String {
+    func virsh(_ arguments: String..., timeoutSeconds: Double = 180) throws -> String {
         try Shell.check(prefix + ["virsh", "-q"] + arguments, timeoutSeconds: timeoutSeconds)
     }
 
-    func virshResult(_ arguments: String..., timeoutSeconds: Double = 60) throws -> CommandResult {
+    func virshResult(_ arguments: String..., timeoutSeconds: Double = 180) throws -> CommandResult {
         try Shell.run(prefix + ["virsh", "-q"] + arguments, timeoutSeconds: timeoutSeconds)
     }
 

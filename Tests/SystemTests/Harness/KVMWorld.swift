@@ -138,6 +138,6 @@ extension Guest {
     /// The writer goes on.
     func writerGoesOn() throws -> Bool {
         let before = try written()
-        return Shell.wait(upToSeconds: 20) { ((try? written()) ?? 0) > before }
+        return Shell.wait { ((try? written()) ?? 0) > before }
     }
 }

@@ -51,6 +51,7 @@ final class TestNode {
     var logPath: String { folder.path + "/node.log" }
     var log: String { (try? String(contentsOfFile: logPath, encoding: .utf8)) ?? "" }
     var isRunning: Bool { process?.isRunning ?? false }
+    var pid: Int32 { process?.processIdentifier ?? -1 }
     var tokenFile: String { dataFolder + "/admin-token" }
     private var iscsiListen = "127.0.0.1:0"
 
@@ -68,9 +69,11 @@ final class TestNode {
                 "--api-listen", apiListen,
             ], environment: environment, outputPath: logPath)
         func printed(_ word: String) -> String? {
-            log.split(separator: "\n").first { $0.hasPrefix(word + " ") }.map { String($0.dropFirst(word.count + 1)) }
+            // A line that is not ended yet may be half a line.
+            log.split(separator: "\n", omittingEmptySubsequences: false).dropLast().first { $0.hasPrefix(word + " ") }
+                .map { String($0.dropFirst(word.count + 1)) }
         }
-        let ready = Shell.wait(upToSeconds: 30) { (printed("api") != nil && printed("iscsi") != nil) || !isRunning }
+        let ready = Shell.wait { (printed("api") != nil && printed("iscsi") != nil) || !isRunning }
         guard ready, isRunning, let api = printed("api"), let iscsi = printed("iscsi") else {
             throw CommandFailed(description: "the node did not start:\n\(log)")
         }
@@ -86,12 +89,12 @@ final class TestNode {
         process.waitUntilExit()
     }
 
-    /// SIGTERM; the exit status, or nil when it did not end within 20 seconds.
+    /// SIGTERM; the exit status, or nil when it did not end.
     @discardableResult
     func terminate() -> Int32? {
         guard let process, process.isRunning else { return process?.terminationStatus }
         process.terminate()
-        guard Shell.wait(upToSeconds: 20, { !process.isRunning }) else {
+        guard Shell.wait({ !process.isRunning }) else {
             killHard()
             return nil
         }
@@ -103,13 +106,14 @@ final class TestNode {
         folder.remove()
     }
 
-    func cli(_ arguments: String..., runFolder other: String? = nil, timeoutSeconds: Double = 60) throws
+    func cli(_ arguments: String..., runFolder other: String? = nil, timeoutSeconds: Double = 180) throws
         -> CommandResult
     {
         try cli(arguments, runFolder: other, timeoutSeconds: timeoutSeconds)
     }
 
-    func cli(_ arguments: [String], runFolder other: String? = nil, timeoutSeconds: Double = 60) throws -> CommandResult
+    func cli(_ arguments: [String], runFolder other: String? = nil, timeoutSeconds: Double = 180) throws
+        -> CommandResult
     {
         var environment = ["STILLPOINT_RUN_DIR": other ?? runFolder]
         if other != nil {
@@ -123,7 +127,7 @@ final class TestNode {
 
     /// The command must succeed; its output.
     @discardableResult
-    func must(_ arguments: String..., runFolder: String? = nil, timeoutSeconds: Double = 60) throws -> String {
+    func must(_ arguments: String..., runFolder: String? = nil, timeoutSeconds: Double = 180) throws -> String {
         let result = try cli(arguments, runFolder: runFolder, timeoutSeconds: timeoutSeconds)
         guard result.status == 0 else {
             throw CommandFailed(description: "\(result)\nnode's log:\n\(log.suffix(2000))")
@@ -208,7 +212,7 @@ final class TestAgent {
             arguments, environment: extraEnvironment.merging(["STILLPOINT_RUN_DIR": attachFolder]) { $1 },
             outputPath: logPath)
         let name = self.name
-        let answered = try Shell.wait(upToSeconds: 30) {
+        let answered = try Shell.wait {
             try node.json(AgentInfo.self, "agent", "show", name).isReachable || process?.isRunning != true
         }
         guard answered, process?.isRunning == true else {
@@ -225,7 +229,7 @@ final class TestAgent {
     func stopProcess() {
         guard let process, process.isRunning else { return }
         process.terminate()
-        if !Shell.wait(upToSeconds: 20, { !process.isRunning }) { killHard() }
+        if !Shell.wait({ !process.isRunning }) { killHard() }
     }
 
     func stop() {
@@ -243,21 +247,28 @@ final class TestAgent {
     func detach(_ volume: String) { _ = try? node.cli("volume", "detach", volume, runFolder: attachFolder) }
 }
 
+/// A port that nobody has now, and that the kernel gives to nobody: below those it takes for connections and for
+/// listeners that leave the choice to it. So it is free still when somebody binds it later.
 func freePort() throws -> Int {
+    let ranges = try? String(contentsOfFile: "/proc/sys/net/ipv4/ip_local_port_range", encoding: .utf8)
+    let first = ranges?.split(whereSeparator: \.isWhitespace).first.flatMap { Int($0) } ?? 32_768
+    for _ in 0..<1000 {
+        let port = Int.random(in: 10_000..<max(10_001, first))
+        if isFree(port) { return port }
+    }
+    throw CommandFailed(description: "no free port")
+}
+
+private func isFree(_ port: Int) -> Bool {
     let socketHandle = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
     defer { close(socketHandle) }
     var address = sockaddr_in()
     address.sin_family = sa_family_t(AF_INET)
+    address.sin_port = UInt16(port).bigEndian
     address.sin_addr.s_addr = inet_addr("127.0.0.1")
-    var length = socklen_t(MemoryLayout<sockaddr_in>.size)
-    let port = withUnsafeMutablePointer(to: &address) { pointer in
-        pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { generic -> UInt16 in
-            guard bind(socketHandle, generic, length) == 0, getsockname(socketHandle, generic, &length) == 0 else {
-                return 0
-            }
-            return UInt16(bigEndian: pointer.pointee.sin_port)
+    return withUnsafePointer(to: &address) { pointer in
+        pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+            bind(socketHandle, $0, socklen_t(MemoryLayout<sockaddr_in>.size)) == 0
         }
     }
-    guard port != 0 else { throw CommandFailed(description: "no free port") }
-    return Int(port)
 }

@@ -24,26 +24,26 @@ final class TestPostgres {
         try Shell.check(["install", "-d", "-m", "0700", "-o", "postgres", "-g", "postgres", dataFolder])
         try Shell.check(
             asPostgres([bin + "/initdb", "-D", dataFolder, "-A", "trust", "--data-checksums", "--no-sync"]),
-            timeoutSeconds: 120)
+            timeoutSeconds: 240)
     }
 
     func start() throws {
         try Shell.check(
             asPostgres([
-                bin + "/pg_ctl", "-D", dataFolder, "-w", "-t", "60", "-l", socketFolder.path + "/log", "-o",
+                bin + "/pg_ctl", "-D", dataFolder, "-w", "-t", "180", "-l", socketFolder.path + "/log", "-o",
                 "-k \(socketFolder.path) -p \(port) -c listen_addresses= -c shared_buffers=32MB", "start",
-            ]), timeoutSeconds: 90)
+            ]), timeoutSeconds: 240)
     }
 
     func stop(mode: String = "fast") {
         _ = try? Shell.run(
-            asPostgres([bin + "/pg_ctl", "-D", dataFolder, "-w", "-t", "60", "-m", mode, "stop"]), timeoutSeconds: 90)
+            asPostgres([bin + "/pg_ctl", "-D", dataFolder, "-w", "-t", "180", "-m", mode, "stop"]), timeoutSeconds: 240)
     }
 
     func remove() { socketFolder.remove() }
 
     @discardableResult
-    func sql(_ text: String, database: String = "postgres", timeoutSeconds: Double = 30) throws -> String {
+    func sql(_ text: String, database: String = "postgres", timeoutSeconds: Double = 180) throws -> String {
         try Shell.check(
             asPostgres([
                 bin + "/psql", "-h", socketFolder.path, "-p", "\(port)", "-d", database, "-XAtq", "-v",
@@ -56,7 +56,42 @@ final class TestPostgres {
     func amcheck() throws {
         try sql("CREATE EXTENSION IF NOT EXISTS amcheck")
         try Shell.check(
-            asPostgres([bin + "/pg_amcheck", "-h", socketFolder.path, "-p", "\(port)", "postgres"]), timeoutSeconds: 120
+            asPostgres([bin + "/pg_amcheck", "-h", socketFolder.path, "-p", "\(port)", "postgres"]), timeoutSeconds: 240
         )
     }
+
+    /// Every page of a cluster that is stopped against its checksum.
+    func checkChecksums() throws {
+        try Shell.check(asPostgres([bin + "/pg_checksums", "--check", "-D", dataFolder]))
+    }
+
+    // MARK: Load
+
+    func makeBench() throws {
+        try Shell.check(
+            asPostgres([bin + "/pgbench", "-h", socketFolder.path, "-p", "\(port)", "-i", "-q", "postgres"]))
+    }
+
+    /// A `pgbench` that goes on until it is killed.
+    func startBench() throws -> ChildProcess {
+        try Shell.start(
+            asPostgres([
+                bin + "/pgbench", "-h", socketFolder.path, "-p", "\(port)", "-n", "-c", "3", "-T", "3600", "postgres",
+            ]), outputPath: socketFolder.path + "/pgbench.out")
+    }
+
+    /// Transactions of the load that were committed, and whether the four sums that it keeps equal are equal.
+    func bench() throws -> (transactions: Int, isWhole: Bool) {
+        let columns = try sql(
+            """
+            SELECT (SELECT count(*) FROM pgbench_history), (SELECT sum(abalance) FROM pgbench_accounts),
+                   (SELECT sum(tbalance) FROM pgbench_tellers), (SELECT sum(bbalance) FROM pgbench_branches),
+                   (SELECT coalesce(sum(delta), 0) FROM pgbench_history)
+            """
+        ).split(separator: "|")
+        return (columns.first.flatMap { Int($0) } ?? 0, columns.count == 5 && Set(columns.dropFirst()).count == 1)
+    }
+
+    /// For a copy of the files of a server that ran.
+    func forgetServer() throws { try Shell.check(["rm", "-f", dataFolder + "/postmaster.pid"]) }
 }

@@ -27,17 +27,18 @@ enum Shell {
     }
 
     static func start(
-        _ arguments: [String], environment extra: [String: String] = [:], outputPath: String, errorPath: String? = nil
+        _ arguments: [String], environment extra: [String: String] = [:], outputPath: String, errorPath: String? = nil,
+        leadsGroup: Bool = false
     ) throws -> ChildProcess {
         try ChildProcess(
             arguments, environment: environment.merging(extra) { $1 }, inputPath: "/dev/null", outputPath: outputPath,
-            errorPath: errorPath)
+            errorPath: errorPath, leadsGroup: leadsGroup)
     }
 
     /// Runs to the end, at most `timeoutSeconds`; then it is killed and the result's status is 124.
     static func run(
         _ arguments: [String], environment extra: [String: String] = [:], input: String? = nil,
-        timeoutSeconds: Double = 60
+        timeoutSeconds: Double = 180
     ) throws -> CommandResult {
         let folder = try TemporaryFolder(prefix: "sp-run")
         defer { folder.remove() }
@@ -61,15 +62,16 @@ enum Shell {
     /// Like `run`, but a status other than 0 is an error.
     @discardableResult
     static func check(
-        _ arguments: [String], environment: [String: String] = [:], input: String? = nil, timeoutSeconds: Double = 60
+        _ arguments: [String], environment: [String: String] = [:], input: String? = nil, timeoutSeconds: Double = 180
     ) throws -> String {
         let result = try run(arguments, environment: environment, input: input, timeoutSeconds: timeoutSeconds)
         guard result.status == 0 else { throw CommandFailed(description: result.description) }
         return result.output
     }
 
-    /// Polls `condition` until it holds; false when it never did.
-    static func wait(upToSeconds seconds: Double, _ condition: () throws -> Bool) rethrows -> Bool {
+    /// Polls `condition` until it holds; false when it never did. The default only ends a hopeless wait, on the
+    /// slowest of machines: less is for what has to be done by then.
+    static func wait(upToSeconds seconds: Double = 120, _ condition: () throws -> Bool) rethrows -> Bool {
         let clock = ContinuousClock()
         let deadline = clock.now + .seconds(seconds)
         while clock.now < deadline {
