@@ -4,11 +4,14 @@
 Everything that COMMAND prints goes through at once. When it fails, the last lines are a summary: each failed test with
 its issues and where they are, or the compiler's errors, then the runner's closing line. When tests pass, the slowest
 ten are listed before the closing line. The exit code is the command's own; 128 and the signal when a signal ended it.
+A command that prints nothing for TEST_STALL_SECONDS (default 2400) is ended, and what it was doing is named.
 """
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 
 # What is kept of a run in CI is its last twenty lines; make adds one of its own.
 SUMMARY_LINES = 17
@@ -151,15 +154,32 @@ def main(command):
         print(__doc__, file=sys.stderr)
         return 2
     run = Run()
+    # In a group of its own, so that all of it can be ended.
     child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+        start_new_session=True)
+    stall_seconds = float(os.environ.get("TEST_STALL_SECONDS", 2400))
+
+    def stalled():
+        run.fatal.append(f"nothing was printed for {stall_seconds:.0f} s, so it was ended")
+        os.killpg(child.pid, signal.SIGKILL)
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        for line in child.stdout:
+        watch = None
+        while True:
+            watch = threading.Timer(stall_seconds, stalled)
+            watch.daemon = True
+            watch.start()
+            line = child.stdout.readline()
+            watch.cancel()
+            if not line:
+                break
             sys.stdout.write(line)
             sys.stdout.flush()
             run.read(line)
     except KeyboardInterrupt:
-        pass  # The child got it too.
+        os.killpg(child.pid, signal.SIGINT)
     status = child.wait()
     status = 128 - status if status < 0 else status
     if status != 0:

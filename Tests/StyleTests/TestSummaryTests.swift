@@ -8,13 +8,16 @@ struct TestSummaryTests {
     static let script = StyleTests.root.path + "/scripts/test.py"
 
     /// What the script prints and ends with when its command prints `text` and ends with `status`.
-    private func run(_ text: String, status: Int) throws -> (lines: [String], status: Int32) {
+    private func run(
+        _ text: String, status: Int, then more: String = ""
+    ) throws -> (lines: [String], status: Int32) {
         let log = "/tmp/sp-summary-\(UInt32.random(in: 0...UInt32.max))"
         defer { try? FileManager.default.removeItem(atPath: log) }
         try text.write(toFile: log, atomically: true, encoding: .utf8)
         let process = Process()
         process.executableURL = URL(filePath: "/usr/bin/python3")
-        process.arguments = [Self.script, "sh", "-c", "cat \(log); exit \(status)"]
+        process.arguments = [Self.script, "sh", "-c", "cat \(log); \(more) exit \(status)"]
+        process.environment = ["PATH": "/usr/bin:/bin", "TEST_STALL_SECONDS": more.isEmpty ? "60" : "1"]
         let output = Pipe()
         process.standardOutput = output
         try process.run()
@@ -80,6 +83,14 @@ struct TestSummaryTests {
         let summary = lines[try #require(lines.firstIndex(of: "What failed (40 tests):"))...]
         #expect(summary.count == 17 && summary.last == closing)
         #expect(summary.contains("… and 26 more"))
+    }
+
+    @Test("a run that hangs is ended, and what was under way is named")
+    func hangs() throws {
+        let hang = try run("◇ Test \"endless\" started.\n", status: 0, then: "sleep 60;")
+        #expect(hang.status == 137)
+        #expect(
+            hang.lines.suffix(3).first == "What failed:" && hang.lines.contains("✘ \"endless\": begun and not ended"))
     }
 
     @Test("a run that crashed names what was under way, a build that failed its errors")
