@@ -116,7 +116,7 @@ struct ExecutableTests {
     }
 
     @Test(
-        "every verb and every option of both executables says in --help what it is for, and the documents know every verb",
+        "every verb and option of both executables has help, and the documents know every verb",
         .enabled(if: path != nil, "not built"), arguments: ["stillpoint", "stillpoint-agent"])
     func everyVerbHasHelp(name: String) throws {
         let folder = URL(filePath: try #require(Self.path)).deletingLastPathComponent().path

@@ -37,7 +37,8 @@ struct TransferTests {
         let half = try Shell.start(
             [
                 "bash", "-c",
-                "(head -c 67000000 \(file); while kill -0 \(target.pid); do sleep 0.1; done) | env STILLPOINT_RUN_DIR=\(target.runFolder) "
+                "(head -c 67000000 \(file); while kill -0 \(target.pid); do sleep 0.1; done) "
+                    + "| env STILLPOINT_RUN_DIR=\(target.runFolder) "
                     + "\(Components.bin)/stillpoint snapshot receive -q",
             ], outputPath: target.folder.path + "/receive.out", leadsGroup: true)
         defer { half.killGroup() }
