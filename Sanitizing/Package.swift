@@ -1,8 +1,8 @@
 // swift-tools-version: 6.2
 import PackageDescription
 
-// The SCSI and iSCSI rooms and their tests once more, for the thread and the address sanitizer: a few minutes instead
-// of the whole product's many. `Product` and `ProductTests` are links to ../Sources and ../Tests.
+// The data plane and its tests once more, for the thread and the address sanitizer: minutes instead of the whole
+// product's many. `Product` and `ProductTests` are links to ../Sources and ../Tests.
 
 let strict: [SwiftSetting] = [
     .swiftLanguageMode(.v6),
@@ -35,14 +35,24 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ] + nio,
             path: "Product/ISCSI", swiftSettings: strict),
+        .target(
+            name: "BlockStore", dependencies: ["BlockIO", "CLinux"], path: "Product/BlockStore", swiftSettings: strict),
+        .target(
+            name: "Simulation", dependencies: ["BlockIO"], path: "ProductTests/Simulation", swiftSettings: strict),
         .target(name: "TestInitiator", path: "ProductTests/TestInitiator", swiftSettings: strict),
+        // What the thread sanitizer cannot see of Swift's Mutex.
+        .target(name: "MutexEdges", path: "MutexEdges"),
         .testTarget(
-            name: "SCSITests", dependencies: ["SCSI", "BlockIO"], path: "ProductTests/SCSITests",
+            name: "SCSITests", dependencies: ["SCSI", "BlockIO", "MutexEdges"], path: "ProductTests/SCSITests",
             swiftSettings: strict),
+        .testTarget(
+            name: "BlockStoreTests", dependencies: ["BlockStore", "BlockIO", "Simulation", "MutexEdges"],
+            path: "ProductTests/BlockStoreTests", swiftSettings: strict),
         .testTarget(
             name: "ISCSITests",
             dependencies: [
-                "ISCSI", "SCSI", "BlockIO", "TestInitiator", .product(name: "Logging", package: "swift-log"),
+                "ISCSI", "SCSI", "BlockIO", "BlockStore", "Simulation", "TestInitiator", "MutexEdges",
+                .product(name: "Logging", package: "swift-log"),
             ] + nio,
             path: "ProductTests/ISCSITests", swiftSettings: strict),
     ]

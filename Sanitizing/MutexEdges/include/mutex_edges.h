@@ -1,0 +1,1 @@
+// Nothing to call: linking MutexEdges is enough (see mutex_edges.c).
