@@ -25,6 +25,8 @@ struct CloneVerificationTests {
         try postgres.create()
         try postgres.start()
         try postgres.makeBench()
+        // The cluster was made without syncing: a power cut, and so a crash copy, could find its files empty.
+        try Shell.check(["sync", "-f", host.mountPoint])
         try host.agent.enroll()
         try host.agent.start()
         let isFound = try Shell.wait {

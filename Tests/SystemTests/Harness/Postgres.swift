@@ -28,11 +28,15 @@ final class TestPostgres {
     }
 
     func start() throws {
-        try Shell.check(
+        let result = try Shell.run(
             asPostgres([
                 bin + "/pg_ctl", "-D", dataFolder, "-w", "-t", "180", "-l", socketFolder.path + "/log", "-o",
                 "-k \(socketFolder.path) -p \(port) -c listen_addresses= -c shared_buffers=32MB", "start",
             ]), timeoutSeconds: 240)
+        guard result.status == 0 else {
+            let log = (try? String(contentsOfFile: socketFolder.path + "/log", encoding: .utf8)) ?? ""
+            throw CommandFailed(description: "\(result)\n\(log.suffix(1500))")
+        }
     }
 
     func stop(mode: String = "fast") {
