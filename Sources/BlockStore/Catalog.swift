@@ -56,6 +56,14 @@ struct CatalogImage: Equatable {
         for snapshot in snapshots { Self.put(snapshot, &writer) }
         writer.put(UInt32(receives.count))
         for receive in receives { receive.encode(into: &writer) }
+        let detached = datasets.flatMap { dataset in dataset.root.detached.map { (dataset.number, $0) } }
+        if !detached.isEmpty {
+            writer.put(UInt32(detached.count))
+            for (dataset, part) in detached {
+                writer.put(dataset)
+                writer.put(part)
+            }
+        }
         return writer.bytes
     }
 
@@ -113,6 +121,12 @@ struct CatalogImage: Equatable {
         // Catalogs written before there were transfers end here.
         guard reader.remaining > 0 else { return image }
         for _ in 0..<(try reader.get(UInt32.self)) { image.receives.append(try ReceiveImage(&reader)) }
+        guard reader.remaining > 0 else { return image }
+        let places = Dictionary(uniqueKeysWithValues: image.datasets.enumerated().map { ($1.number, $0) })
+        for _ in 0..<(try reader.get(UInt32.self)) {
+            guard let index = places[try reader.get()] else { throw MalformedBytes() }
+            image.datasets[index].root.detached.append(try reader.get())
+        }
         return image
     }
 

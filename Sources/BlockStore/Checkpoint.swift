@@ -9,6 +9,9 @@ final class Checkpoint {
     private struct FrozenLayer {
         var layer: Layer
         var floor: OwnershipFloor
+        /// For the dataset that gets what the layer's holes detach; 0 where there are no holes.
+        var spareNumber: UInt64
+        var parent: UInt64
     }
 
     private struct AttributesToWrite {
@@ -25,6 +28,9 @@ final class Checkpoint {
     private var tops: [UInt64: Layer] = [:]
     private var merged: [UInt64: MapRoot] = [:]
     private var finishedDatasets: [UInt64] = []
+    /// Those that this checkpoint makes.
+    private var detachedDatasets: [UInt64] = []
+    private var detachedCounts: [UInt64: DetachedCount] = [:]
     private var tables: (SlotTable<DatasetImage>, SlotTable<VolumeImage>, SlotTable<CatalogTables.SnapshotEntry>)?
     private var attributesToWrite: [AttributesToWrite] = []
     private var streamsToFree: [(root: NodePointer, lengthBytes: UInt64)] = []
@@ -81,7 +87,11 @@ final class Checkpoint {
             let frozen = dataset.role == .head ? dataset.layers.dropFirst() : dataset.layers[...]
             tops[dataset.number] = frozen.first
             for layer in frozen where seen.insert(layer.number).inserted {
-                layers.append(FrozenLayer(layer: layer, floor: floor(of: layer)))
+                layers.append(
+                    FrozenLayer(
+                        layer: layer, floor: floor(of: layer), spareNumber: layer.holes.isEmpty ? 0 : core.nextDataset,
+                        parent: layer.owner.parent?.number ?? 0))
+                if !layer.holes.isEmpty { core.nextDataset += 1 }
             }
         }
         freezeCatalog()
@@ -137,13 +147,29 @@ final class Checkpoint {
             // Layers have the order of their numbers: what is below was merged before.
             let (below, base) = core.monitor.withLock { (layer.below, layer.base) }
             var merge = MapMerge(writer: writer, layer: layer, floor: frozen.floor)
-            merged[layer.number] = try merge.run(onto: below.flatMap { merged[$0.number] } ?? base)
+            var (root, detached) = try merge.run(onto: below.flatMap { merged[$0.number] } ?? base)
+            if !detached.isNull {
+                root.detached.append(frozen.spareNumber)
+                detach(detached, from: frozen)
+            }
+            merged[layer.number] = root
         }
         for index in image.datasets.indices {
             if let top = tops[image.datasets[index].number], let root = merged[top.number] {
                 image.datasets[index].root = root
             }
         }
+    }
+
+    /// What holes took away whole is from now on a deleted dataset beside the layer's.
+    private func detach(_ root: NodePointer, from frozen: FrozenLayer) {
+        let layer = frozen.layer
+        let (volume, sizeBytes) = core.monitor.withLock { (layer.owner.volume, layer.owner.sizeBytes) }
+        image.datasets.append(
+            DatasetImage(
+                number: frozen.spareNumber, volume: volume, parent: frozen.parent, role: .doomed, epoch: layer.epoch,
+                sizeBytes: sizeBytes, cursor: 0, root: MapRoot(pointer: root, mappedBlocks: MapRoot.uncounted)))
+        detachedDatasets.append(frozen.spareNumber)
     }
 
     /// Oldest first, and one at a time among those that touch each other: whoever was begun is finished before its
@@ -154,30 +180,48 @@ final class Checkpoint {
         let candidates = image.datasets.filter { $0.role == .doomed }
             .sorted { ($0.cursor > 0 ? 0 : 1, $0.epoch, $0.number) < ($1.cursor > 0 ? 0 : 1, $1.epoch, $1.number) }
         guard !candidates.isEmpty else { return }
-        let epochs = Dictionary(uniqueKeysWithValues: image.datasets.map { ($0.number, $0.epoch) })
+        let byNumber = Dictionary(uniqueKeysWithValues: image.datasets.map { ($0.number, $0) })
+        let uncounted = Set(image.datasets.flatMap(\.root.detached))
         let childrenOf = Dictionary(grouping: image.datasets.filter { $0.parent != 0 }, by: \.parent)
         var parents: [UInt64: UInt64] = [:]
         var cursors: [UInt64: UInt64] = [:]
         for candidate in candidates where budget > 0 {
-            let children = childrenOf[candidate.number] ?? []
-            let family = [candidate.number, candidate.parent] + children.map(\.number)
-            guard children.count <= 1, touched.isDisjoint(with: family.filter { $0 != 0 }) else { continue }
-            touched.formUnion(family.filter { $0 != 0 })
-            var parentEpoch = epochs[candidate.parent] ?? 0
-            var successor = children.first?.root.pointer ?? .null
-            if core.hasBug(.reclaimIgnoresParent) { parentEpoch = 0 }
-            if core.hasBug(.reclaimIgnoresSuccessor) { successor = .null }
+            let number = candidate.number
+            let children = childrenOf[number] ?? []
+            // A leaf of the tree beside others touches nobody: what it shares is its parent's, who waits for it.
+            let isAside = children.isEmpty && childrenOf[candidate.parent]?.count ?? 0 > 1
+            let family = [number] + (isAside ? [] : [candidate.parent] + children.map(\.number))
+            guard children.count <= 1 else {
+                // Begun, and now waiting for what a hole detached: neither its parent nor its successors may go on.
+                if candidate.cursor > 0 { touched.formUnion([number, candidate.parent].filter { $0 != 0 }) }
+                continue
+            }
+            guard touched.isDisjoint(with: family.filter { $0 != 0 }) else { continue }
+            touched.formUnion([number, candidate.parent].filter { $0 != 0 } + children.map(\.number))
+            let successor = core.hasBug(.reclaimIgnoresSuccessor) ? .null : children.first?.root.pointer ?? .null
             var step = ReclaimStep(
-                writer: writer, floorEpoch: parentEpoch, cursor: candidate.cursor, budget: budget)
+                writer: writer, dataset: number, floor: reclaimFloor(byNumber[candidate.parent], byNumber),
+                cursor: candidate.cursor, budget: budget, counts: uncounted.contains(number))
             budget = try step.run(candidate.root.pointer, successor: successor)
+            detachedCounts[number] = DetachedCount(blocks: step.mappedBlocks, isFinished: step.isFinished)
             guard step.isFinished else {
-                cursors[candidate.number] = step.cursor
+                cursors[number] = step.cursor
                 break
             }
             for child in children { parents[child.number] = candidate.parent }
-            finishedDatasets.append(candidate.number)
+            finishedDatasets.append(number)
         }
         applyReclaim(parents: parents, cursors: cursors)
+    }
+
+    private func reclaimFloor(_ parent: DatasetImage?, _ byNumber: [UInt64: DatasetImage]) -> OwnershipFloor {
+        guard let parent, !core.hasBug(.reclaimIgnoresParent) else {
+            return OwnershipFloor(ahead: 0, behind: 0, cursor: 0)
+        }
+        let isBegun = parent.role == .doomed && parent.cursor > 0
+        return OwnershipFloor(
+            ahead: parent.epoch, behind: isBegun ? byNumber[parent.parent]?.epoch ?? 0 : parent.epoch,
+            cursor: isBegun ? parent.cursor : 0)
     }
 
     private func applyReclaim(parents: [UInt64: UInt64], cursors: [UInt64: UInt64]) {
@@ -187,6 +231,7 @@ final class Checkpoint {
             let number = image.datasets[index].number
             if let parent = parents[number] { image.datasets[index].parent = parent }
             if let cursor = cursors[number] { image.datasets[index].cursor = cursor }
+            image.datasets[index].root.settle(detachedCounts)
         }
         movedCursors = cursors
     }
@@ -315,6 +360,7 @@ final class Checkpoint {
 
     private func writeSuperblock() throws(PoolError) {
         next.generation += 1
+        if writer.hasLosses { next.incompatibleFeatures |= Format.featureLosses }
         next.journalStart = boundary.end!
         try core.write(next)
     }
@@ -353,6 +399,7 @@ final class Checkpoint {
             core.overlayEntries -= frozen.layer.count
             core.pagesToMerge -= frozen.layer.accountedPages
         }
+        publishDetached()
         for (number, cursor) in movedCursors { core.datasets[number]?.cursor = cursor }
         for number in finishedDatasets {
             guard let dataset = core.datasets.removeValue(forKey: number) else { continue }
@@ -366,6 +413,24 @@ final class Checkpoint {
         core.lastPassFreed = writer.freed.count + writer.overwritten.count
         core.advanceFrees()
         if core.hasReclaimableDataset { core.isCheckpointRequested = true }
+    }
+
+    /// Makes the datasets of what was detached and is not reclaimed yet, and takes off what was counted.
+    private func publishDetached() {
+        for entry in image.datasets where detachedDatasets.contains(entry.number) {
+            let dataset = Dataset(
+                number: entry.number, volume: entry.volume, role: .doomed, epoch: entry.epoch,
+                sizeBytes: entry.sizeBytes, tables: core.tables)
+            dataset.root = entry.root
+            dataset.setParent(core.datasets[entry.parent])
+            core.datasets[entry.number] = dataset
+        }
+        guard !detachedCounts.isEmpty else { return }
+        var seen: Set<UInt64> = []
+        for dataset in core.datasets.values {
+            if !dataset.root.detached.isEmpty { dataset.root.settle(detachedCounts) }
+            for layer in dataset.layers where seen.insert(layer.number).inserted { layer.base.settle(detachedCounts) }
+        }
     }
 
     private func publishAttributes() {

@@ -74,6 +74,9 @@ struct DigestWalk {
         let before = old.isNull ? nil : try core.loadPage(old)
         let after = new.isNull ? nil : try core.loadPage(new)
         if level == 0 {
+            guard before?.hasLostEntries != true, after?.hasLostEntries != true else {
+                throw .damaged("a part of the map was lost")
+            }
             if let before { digest.remove(before, index: start / Format.leafEntries) }
             if let after { digest.add(after, index: start / Format.leafEntries) }
             return

@@ -1,4 +1,5 @@
 internal import BlockIO
+internal import Synchronization
 
 /// Something that came back from the disk wrong. It was never given to anybody as data.
 public struct DamageRecord: Sendable, Equatable {
@@ -16,7 +17,8 @@ public struct DamageRecord: Sendable, Equatable {
     }
 
     public var kind: Kind
-    /// Where it lies in the pool's file or device, in bytes.
+    /// Where it lies in the pool's file or device, in bytes; 0 for what a map lost, and for a map page that a reader of
+    /// a volume met.
     public var poolOffset: UInt64
     /// The volume, and the snapshot of it, through which it was found; others may share it.
     public var volume: String?
@@ -56,7 +58,15 @@ struct DamageLedger {
     private(set) var total: UInt64 = 0
 
     mutating func note(_ record: DamageRecord) {
-        if let known = records.firstIndex(where: { $0.kind == record.kind && $0.poolOffset == record.poolOffset }) {
+        let known = records.firstIndex {
+            $0.kind == record.kind && $0.poolOffset == record.poolOffset
+                // What was lost lies nowhere any more; its place in the volume tells it apart.
+                && (record.poolOffset > 0
+                    || ($0.volume, $0.snapshot, $0.volumeOffset) == (
+                        record.volume, record.snapshot, record.volumeOffset
+                    ))
+        }
+        if let known {
             records[known] = record
             return
         }
@@ -84,6 +94,52 @@ extension PoolCore {
             }
             damage.note(record)
         }
+    }
+
+    /// A page of a map, or why it cannot be had. It is read again past the system's cache before that is believed: a
+    /// cable or a controller may be wrong only once.
+    func tryLoading(_ pointer: NodePointer) -> Result<Page, PoolError> {
+        var outcome = Result<Page, PoolError>.failure(.damaged("a map page was lost"))
+        for attempt in 0..<3 where !pointer.isLost {
+            do throws(PoolError) {
+                return .success(try loadPage(pointer, uncached: attempt > 0))
+            } catch {
+                outcome = .failure(error)
+            }
+        }
+        return outcome
+    }
+
+    /// A page of a map that a checkpoint cannot read. Takes the lock.
+    func noteLostPage(_ pointer: NodePointer, level: Int, start: UInt64, dataset number: UInt64) {
+        checksumErrors.add(1, ordering: .relaxed)
+        let blockBytes = UInt64(Format.blockBytes)
+        monitor.withLock {
+            let dataset = datasets[number]
+            let size = (dataset?.sizeBytes ?? Format.maxVolumeBytes) / blockBytes
+            let blocks = min(MapSpan.blocks(level), size > start ? size - start : 0)
+            damage.note(
+                DamageRecord(
+                    kind: .map, poolOffset: pointer.block * blockBytes, volume: dataset.flatMap { name(ofVolume: $0) },
+                    snapshot: dataset.flatMap { name(ofSnapshot: $0) }, volumeOffset: start * blockBytes,
+                    lengthBytes: blocks * blockBytes, isRepaired: false))
+        }
+    }
+
+    /// A page of attributes or of an old catalog that leads to others, which are set aside with it. Takes the lock.
+    func noteLostStreamPage(_ pointer: NodePointer) {
+        checksumErrors.add(1, ordering: .relaxed)
+        monitor.withLock {
+            damage.note(
+                DamageRecord(
+                    kind: .metadata, poolOffset: pointer.block * UInt64(Format.blockBytes),
+                    lengthBytes: UInt64(Format.blockBytes), isRepaired: false))
+        }
+    }
+
+    /// The snapshot that a dataset is a member of. Called with the lock held.
+    func name(ofSnapshot dataset: Dataset) -> String? {
+        snapshots.values.first { $0.members.contains { $0.dataset === dataset } }?.name
     }
 
     /// The name of the volume whose history a dataset belongs to. Called with the lock held.

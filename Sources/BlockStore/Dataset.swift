@@ -1,7 +1,26 @@
 /// A map on disk and how many blocks it maps.
 struct MapRoot: Equatable, Sendable {
+    /// Instead of a number where nobody needs one.
+    static let uncounted = UInt64.max
+
     var pointer = NodePointer.null
+    /// Also counts what the datasets of `detached` have.
     var mappedBlocks: UInt64 = 0
+    /// Numbers of the datasets that hold what was unmapped from this map at one stroke, until their blocks are counted.
+    var detached: [UInt64] = []
+
+    /// Takes off what was counted of a detached part.
+    mutating func settle(_ counts: [UInt64: DetachedCount]) {
+        guard !detached.isEmpty, mappedBlocks != Self.uncounted else { return }
+        for number in detached { mappedBlocks -= min(mappedBlocks, counts[number]?.blocks ?? 0) }
+        detached.removeAll { counts[$0]?.isFinished ?? false }
+    }
+}
+
+/// How many mapped blocks a step of reclaim met in a detached part of a map, and whether that was the rest.
+struct DetachedCount {
+    var blocks: UInt64
+    var isFinished: Bool
 }
 
 /// One version of a volume's content: its head, or its part of a snapshot. Datasets form a tree; the parent is the

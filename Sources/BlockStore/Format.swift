@@ -20,6 +20,11 @@ enum Format {
     static let plainRootLevel = 3
     static let maxRegionBlocks: UInt64 = 32768
     static let maxEpoch: UInt64 = (1 << 40) - 1
+    /// In place of a block number: what stood here is not known any more. No pool is so large that it were a real one.
+    static let lostBlock: UInt64 = (1 << 40) - 1
+    /// Incompatible feature: maps may hold lost marks, and blocks may be set aside.
+    static let featureLosses: UInt64 = 1
+    static let knownFeatures: UInt64 = featureLosses
 }
 
 /// Appends little-endian fields to bytes.
@@ -215,14 +220,15 @@ struct Superblock: Equatable, Sendable {
         let generation: UInt64 = try reader.get()
         let incompatible: UInt64 = try reader.get()
         let readOnly: UInt64 = try reader.get()
-        guard incompatible == 0 else {
-            throw PoolError.unsupported("unknown features \(String(incompatible, radix: 16))")
+        guard incompatible & ~Format.knownFeatures == 0 else {
+            throw PoolError.unsupported("unknown features \(String(incompatible & ~Format.knownFeatures, radix: 16))")
         }
         let key = (try reader.get(UInt64.self), try reader.get(UInt64.self))
         var result = Superblock(
             poolID: poolID, digestKey: key, totalBlocks: try reader.get(), regionBlocks: try reader.get(),
             journalBytes: try reader.get())
         result.generation = generation
+        result.incompatibleFeatures = incompatible
         result.readOnlyFeatures = readOnly
         result.journalStart.position = try reader.get()
         result.journalStart.sequence = try reader.get()

@@ -106,7 +106,8 @@ final class Layer {
         var span = volumeLeaves
         for _ in 0..<Format.mapRootLevel {
             span = span / Format.fanOut + 1
-            pages += min(leaves, span)
+            // What the holes detach gets pages of its own on the way to it.
+            pages += min(leaves, span) + min(UInt64(holes.ranges.count) * 2, span)
         }
         return pages
     }

@@ -35,7 +35,7 @@ struct ExclusiveWalk {
     private mutating func walk(
         _ pointer: NodePointer, _ successors: [NodePointer], level: Int, start: UInt64
     ) throws(PoolError) {
-        if pointer.isNull || pointer.birth <= floorEpoch || successors.contains(pointer) { return }
+        if pointer.isNull || pointer.isLost || pointer.birth <= floorEpoch || successors.contains(pointer) { return }
         let end = start + MapSpan.blocks(level)
         if end <= cursor || start >= range.upperBound { return }
         guard budget > 0 else {
@@ -44,13 +44,17 @@ struct ExclusiveWalk {
             return
         }
         budget -= 1
-        let page = try core.loadPage(pointer)
+        // As reclaim: what cannot be read gives nothing back, and neither does what stands beside it.
+        guard let page = try? core.tryLoading(pointer).get() else { return }
         var others: [Page] = []
-        for successor in successors where !successor.isNull { others.append(try core.loadPage(successor)) }
+        for successor in successors where !successor.isNull && !successor.isLost {
+            guard let other = try? core.tryLoading(successor).get() else { return }
+            others.append(other)
+        }
         if level == 0 {
             for index in 0..<Int(Format.leafEntries) {
                 let entry = page[entry: index]
-                if entry.isNull || entry.birth <= floorEpoch { continue }
+                if entry.isNull || entry.isLost || entry.birth <= floorEpoch { continue }
                 if others.contains(where: { $0[entry: index].block == entry.block }) { continue }
                 dataBlocks += 1
             }
@@ -117,9 +121,13 @@ struct DiffWalk {
         let after = new.isNull ? nil : try core.loadPage(new)
         if level == 0 {
             for index in 0..<Int(Format.leafEntries) where start + UInt64(index) < end {
-                let was = before?[entry: index].block ?? 0
-                let isNow = after?[entry: index].block ?? 0
-                if was != isNow { append(start + UInt64(index), isData: isNow != 0) }
+                let was = before?[entry: index] ?? .null
+                let isNow = after?[entry: index] ?? .null
+                if was.block == isNow.block, !was.isLost || was == isNow { continue }
+                guard !isNow.isLost else {
+                    throw .damaged("what logical block \(start + UInt64(index)) holds was lost")
+                }
+                append(start + UInt64(index), isData: !isNow.isNull)
             }
             return
         }

@@ -4,6 +4,9 @@ internal import BlockIO
 /// pass alone; takes the pool's lock for each change of the space map.
 final class MetadataWriter {
     private static let bufferBlocks = 64
+    /// So many pages of one checkpoint may be unreadable before the disk is taken for broken, which fails the pool.
+    /// Pages that can be read and are wrong have no limit.
+    private static let unreadLimit = 64
 
     private let core: PoolCore
     /// Blocks that the checkpoint being built does not use any more.
@@ -11,12 +14,23 @@ final class MetadataWriter {
     /// The same for data that was overwritten: such blocks are soon used again, so they keep their storage.
     private(set) var overwritten: [UInt64] = []
     private(set) var bytesWritten: UInt64 = 0
+    /// Whether a page of a map could not be read: what depends on it is marked as lost or set aside.
+    private(set) var hasLosses = false
+    private var unreadPages = 0
     private var bufferStart: UInt64 = 0
     private var buffer: [Page] = []
     /// Pages that are allocated but only in `buffer`; readers of this pass must find them.
     private var buffered: [UInt64: Page] = [:]
 
     init(core: PoolCore) { self.core = core }
+
+    /// So many blocks a checkpoint frees before what is unmapped by whole leaves is left to reclaim.
+    var inlineFrees: Int { core.options.inlineFrees }
+
+    /// The dataset in whose time a layer was written, and its size in blocks.
+    func extent(of layer: Layer) -> (dataset: UInt64, blocks: UInt64) {
+        core.monitor.withLock { (layer.owner.number, layer.owner.sizeBytes / UInt64(Format.blockBytes)) }
+    }
 
     func allocate() throws(PoolError) -> UInt64 {
         try core.monitor.withLock { () throws(PoolError) in
@@ -57,6 +71,25 @@ final class MetadataWriter {
     func load(_ pointer: NodePointer) throws(PoolError) -> Page {
         if let page = buffered[pointer.block] { return page }
         return try core.loadPage(pointer)
+    }
+
+    /// A page of a map, or nil where it cannot be read: then it is noted as damage, and the caller goes on without it.
+    func loadWhole(
+        _ pointer: NodePointer, level: Int, start: UInt64, of dataset: UInt64
+    ) throws(PoolError) -> Page? {
+        if let page = buffered[pointer.block] { return page }
+        if pointer.isLost { return nil }
+        switch core.tryLoading(pointer) {
+        case .success(let page): return page
+        case .failure(.io(let operation, let errno)):
+            // One place, or the whole disk? What is lost on the word of a disk that fails is lost for good.
+            unreadPages += 1
+            if unreadPages > Self.unreadLimit { throw .io(operation: operation, errno: errno) }
+        case .failure: break
+        }
+        hasLosses = true
+        core.noteLostPage(pointer, level: level, start: start, dataset: dataset)
+        return nil
     }
 
     /// Writes a page to a new block and returns the reference that its parent keeps.
@@ -139,19 +172,19 @@ final class MetadataWriter {
 
     /// Frees all pages of a stream.
     func freeStream(_ root: NodePointer, lengthBytes: UInt64) throws(PoolError) {
-        try forEachStreamPage(root, lengthBytes: lengthBytes) { pointer, _ throws(PoolError) in
+        func visit(_ pointer: NodePointer, _ level: Int) throws(PoolError) {
+            guard !pointer.isNull else { return }
+            if level > 0 {
+                // What only a wrong page leads to is set aside.
+                guard let page = try? core.tryLoading(pointer).get() else {
+                    hasLosses = true
+                    return core.noteLostStreamPage(pointer)
+                }
+                for index in 0..<Int(Format.fanOut) { try visit(page[child: index], level - 1) }
+            }
             try free(pointer.block)
         }
-    }
-
-    private func forEachStreamPage(
-        _ root: NodePointer, lengthBytes: UInt64, _ body: (NodePointer, Int) throws(PoolError) -> Void
-    ) throws(PoolError) {
-        try Self.forEachStreamPage(
-            root, lengthBytes: lengthBytes,
-            load: { pointer throws(PoolError) in
-                try load(pointer)
-            }, body)
+        try visit(root, Self.streamLevel(pages: Self.pageCount(lengthBytes)))
     }
 
     /// Calls `body` with every page of a stream and its level, children before parents.

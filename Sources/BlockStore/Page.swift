@@ -9,6 +9,13 @@ struct NodePointer: Equatable, Sendable {
 
     static let null = NodePointer(block: 0, birth: 0, digest: PageDigest(low: 0, high: 0))
     var isNull: Bool { block == 0 }
+
+    /// Stands for a page that only the page with this digest referred to, and that one cannot be read any more. Two
+    /// such marks at one place are equal if and only if the same page was lost.
+    static func lost(with digest: PageDigest) -> NodePointer {
+        NodePointer(block: Format.lostBlock, birth: 0, digest: digest)
+    }
+    var isLost: Bool { block == Format.lostBlock }
 }
 
 /// A mapped block in a leaf. 16 bytes on disk: block 40 bits, birth epoch 40, flags 16 (zero), CRC-32C 32.
@@ -19,6 +26,13 @@ struct LeafEntry: Equatable, Sendable {
 
     static let null = LeafEntry(block: 0, birth: 0, crc: 0)
     var isNull: Bool { block == 0 }
+
+    /// Whether something was mapped here, and what, only the leaf with this digest said, which cannot be read any more.
+    static func lost(with digest: PageDigest) -> LeafEntry {
+        LeafEntry(
+            block: Format.lostBlock, birth: digest.low & Format.maxEpoch, crc: UInt32(truncatingIfNeeded: digest.high))
+    }
+    var isLost: Bool { block == Format.lostBlock }
 }
 
 /// 4096 bytes of the map in memory. Once a page is in the cache or on the disk it does not change any more.
@@ -69,6 +83,9 @@ final class Page: @unchecked Sendable {
     }
 
     var isZero: Bool { isAllZero(bytes) }
+
+    /// Whether a leaf does not know of each block what it is.
+    var hasLostEntries: Bool { (0..<Int(Format.leafEntries)).contains { self[entry: $0].isLost } }
 
     func word(_ at: Int) -> UInt64 { UInt64(littleEndian: raw.load(fromByteOffset: at, as: UInt64.self)) }
     func setWord(_ at: Int, _ value: UInt64) {

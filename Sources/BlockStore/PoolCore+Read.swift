@@ -148,6 +148,10 @@ extension PoolCore {
             }
             guard let page else { continue }
             let entry = page[entry: Int(block % Format.leafEntries)]
+            guard !entry.isLost else {
+                noteDamage(source, block: block, physical: nil)
+                throw .medium(offset: block * Self.blockBytes)
+            }
             places[index] = Place(block: entry.block, crc: entry.crc, isKnown: true)
         }
     }

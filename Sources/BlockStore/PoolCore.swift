@@ -177,12 +177,18 @@ final class PoolCore: @unchecked Sendable {
     // MARK: Pages
 
     static func loadPage(
-        _ pointer: NodePointer, file: any StorageFile, cache: PageCache, key: (UInt64, UInt64)
+        _ pointer: NodePointer, file: any StorageFile, cache: PageCache, key: (UInt64, UInt64), uncached: Bool = false
     ) throws(PoolError) -> Page {
+        guard !pointer.isLost else { throw .damaged("a map page was lost") }
         if let page = cache[pointer.block] { return page }
         let page = Page()
+        let offset = pointer.block * UInt64(Format.blockBytes)
         do {
-            try file.read(at: pointer.block * UInt64(Format.blockBytes), into: page.mutableBytes)
+            if uncached {
+                try file.readUncached(at: offset, into: page.mutableBytes)
+            } else {
+                try file.read(at: offset, into: page.mutableBytes)
+            }
         } catch {
             throw .io(operation: "reading map page \(pointer.block)", errno: error.errno)
         }
@@ -193,8 +199,8 @@ final class PoolCore: @unchecked Sendable {
         return page
     }
 
-    func loadPage(_ pointer: NodePointer) throws(PoolError) -> Page {
-        try Self.loadPage(pointer, file: file, cache: cache, key: digestKey)
+    func loadPage(_ pointer: NodePointer, uncached: Bool = false) throws(PoolError) -> Page {
+        try Self.loadPage(pointer, file: file, cache: cache, key: digestKey, uncached: uncached)
     }
 
     /// The leaf that maps `block`, or nil where nothing is mapped.

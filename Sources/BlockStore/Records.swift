@@ -123,6 +123,8 @@ public struct PoolOptions: Sendable {
     var spaceMapBytes: UInt64 = 64 << 20
     /// Map pages that one maintenance pass looks at for reclaim.
     var reclaimPagesPerPass = 8192
+    /// Unmapped leaves that are freed with the checkpoint, in blocks; more are left to reclaim.
+    var inlineFrees = 1 << 16
     /// Hand out the lowest free block first, so that freed ones come back at once: for tests.
     var reusesBlocksFirst = false
     /// In place of the directory: for tests.

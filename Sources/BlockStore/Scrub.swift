@@ -276,13 +276,15 @@ public final class Scrub: @unchecked Sendable {
         let (volume, snapshot) = core.monitor.withLock {
             (
                 core.name(ofVolume: dataset),
-                core.snapshots.values.first { $0.members.contains { $0.dataset === dataset } }?.name
+                core.name(ofSnapshot: dataset)
             )
         }
         let blockBytes = UInt64(Format.blockBytes)
+        let size = dataset.sizeBytes / blockBytes
+        let blocks = min(range.blocks, size > range.block ? size - range.block : 0)
         return DamageRecord(
             kind: kind, poolOffset: range.physical * blockBytes, volume: volume, snapshot: snapshot,
-            volumeOffset: range.block * blockBytes, lengthBytes: range.blocks * blockBytes, isRepaired: false)
+            volumeOffset: range.block * blockBytes, lengthBytes: blocks * blockBytes, isRepaired: false)
     }
 
     /// What is not younger than the nearest ancestor that stays is read there. A doomed ancestor is not read at all.
@@ -370,14 +372,23 @@ struct ScrubWalk {
         self.budgetBytes = budgetBytes
     }
 
+    private mutating func noteLost(_ block: UInt64, _ blocks: UInt64) {
+        if let last = damage.last, last.physical == 0, last.block + last.blocks == block {
+            damage[damage.count - 1].blocks += blocks
+        } else {
+            damage.append(Wrong(physical: 0, block: block, blocks: blocks))
+        }
+    }
+
     mutating func visit(_ pointer: NodePointer, level: Int, start: UInt64, load: (NodePointer) -> Page?) {
-        if pointer.isNull || pointer.birth <= floorEpoch { return }
+        if pointer.isNull || (pointer.birth <= floorEpoch && !pointer.isLost) { return }
         guard budgetBytes > 0 else {
             isFinished = false
             cursor = max(cursor, start)
             return
         }
         budgetBytes -= min(budgetBytes, UInt64(Format.blockBytes))
+        if pointer.isLost { return noteLost(start, MapSpan.blocks(level)) }
         pages += 1
         guard let page = load(pointer) else {
             let blocks = Format.leafEntries << UInt64(7 * level)
@@ -386,6 +397,10 @@ struct ScrubWalk {
         if level == 0 {
             for index in 0..<Int(Format.leafEntries) {
                 let entry = page[entry: index]
+                if entry.isLost {
+                    noteLost(start + UInt64(index), 1)
+                    continue
+                }
                 if entry.isNull || entry.birth <= floorEpoch { continue }
                 entries.append(ScrubEntry(block: start + UInt64(index), entry: entry))
                 budgetBytes -= min(budgetBytes, UInt64(Format.blockBytes))

@@ -157,7 +157,7 @@ struct SpaceSet {
         while true {
             let next = standing(on: current, bearing).first ?? current.children.first
             for side in current.children where side !== next {
-                line(from: side, floor: current.epoch, range, bearing, &result)
+                line(from: side, floor: self.floor(of: side, range), range, bearing, &result)
             }
             var successor = next
             while let candidate = successor, members[candidate.number] != nil, isGone(candidate, range) {

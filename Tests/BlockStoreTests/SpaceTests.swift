@@ -103,7 +103,7 @@ struct SpaceTests {
         try pool.maintain()
         try pool.deleteSnapshot(ids[1])
         try pool.maintain()
-        try #require(pool.core.monitor.withLock { pool.core.tables.doomed.values.first.map { $0.cursor > 0 } ?? false })
+        try #require(pool.core.monitor.withLock { pool.core.tables.doomed.values.contains { $0.cursor > 0 } })
         func settle() throws -> UInt64 {
             repeat { try pool.maintain() } while pool.core.monitor.withLock { pool.core.hasReclaimableDataset }
             return PoolChecker.check(pool, verifiesData: false).dataBlocks

@@ -1,0 +1,329 @@
+internal import BlockIO
+
+/// One walk over everything that a pool references, which proves what is in one stretch of it. The first walk also proves
+/// what concerns no single block. Used with the pool's locks held.
+struct PoolWalk: ~Copyable {
+    private typealias Owner = OwnerTable.Owner
+
+    private let core: PoolCore
+    private let verifiesData: Bool
+    private var owners: OwnerTable
+    private let isFirst: Bool
+    /// Mapped blocks of each dataset, from the cursor on where it is being reclaimed.
+    private var mappedIn: [UInt64: UInt64] = [:]
+    /// Map pages that were visited; the number of mapped blocks below those that were visited as a whole.
+    private var mappedBelow: [UInt64: UInt64?] = [:]
+    private var report: PoolCheckReport
+    /// Something of a map cannot be read, so that not all that is in use can be known.
+    private var hasLoss = false
+    /// A map page was lost at some time.
+    private var hasLosses: Bool { core.superblock.incompatibleFeatures & Format.featureLosses != 0 }
+    private var lost: Range<UInt64>?
+
+    init(core: PoolCore, verifiesData: Bool, blocks: Range<UInt64>, report: PoolCheckReport) {
+        self.core = core
+        self.verifiesData = verifiesData
+        self.report = report
+        owners = OwnerTable(blocks)
+        isFirst = blocks.lowerBound == 0
+    }
+
+    mutating func run() -> PoolCheckReport {
+        report.volumes = core.volumes.count
+        report.snapshots = core.snapshots.count
+        let reserved = Format.journalBlock + core.superblock.journalBytes / UInt64(Format.blockBytes)
+        for block in 0..<reserved { claim(block, Owner(kind: .reserved)) }
+        // Deleted datasets last: the parts of them that are reclaimed already may be owned by others.
+        for dataset in core.datasets.values.sorted(by: { ($0.role.rawValue, $0.number) < ($1.role.rawValue, $1.number) }
+        ) {
+            checkDataset(dataset)
+        }
+        checkSums()
+        checkStreams()
+        checkBitmapPages(core.superblock.allocationRoot, level: core.superblock.allocationLevel)
+        checkDurable()
+        checkOverlay()
+        checkSpace()
+        if verifiesData { verifyData() }
+        return report
+    }
+
+    private mutating func problem(_ text: String) {
+        if report.problems.count < 100 { report.problems.append(text) }
+    }
+
+    /// Something that each walk meets is said once.
+    private mutating func problemOnce(_ text: String) { if isFirst { problem(text) } }
+
+    /// Notes an owner; false when the same owner was noted before, or the block is not in this stretch.
+    @discardableResult
+    private mutating func claim(_ block: UInt64, _ owner: Owner) -> Bool {
+        guard owners.blocks.contains(block) else {
+            if isFirst, block >= UInt64(core.space.regions.count) * core.space.regionBlocks {
+                problem("block \(block), \(owner), lies beyond all regions in use")
+            }
+            return false
+        }
+        guard let other = owners.claim(block, owner) else { return true }
+        if other != owner { problem("block \(block) is \(owner) and also \(other)") }
+        if owner.kind != .data, owner.kind != .map { problem("block \(block) is referenced twice as \(owner)") }
+        return false
+    }
+
+    // MARK: Maps
+
+    private mutating func checkDataset(_ dataset: Dataset) {
+        if let parent = dataset.parent {
+            if core.datasets[parent.number] !== parent {
+                problemOnce("dataset \(dataset.number) has a parent that is gone")
+            }
+            if parent.epoch >= dataset.epoch { problemOnce("dataset \(dataset.number) is not younger than its parent") }
+        }
+        let cursor = dataset.role == .doomed ? dataset.cursor : 0
+        let mapped = visit(
+            dataset.root.pointer, level: Format.mapRootLevel, start: 0, newest: dataset.epoch, cursor: cursor)
+        sayLost()
+        mappedIn[dataset.number] = mapped
+    }
+
+    /// A dataset's sum also has what was detached from its map and is not reclaimed yet.
+    private mutating func checkSums() {
+        guard !hasLoss, !hasLosses else { return }
+        for dataset in core.datasets.values where dataset.role != .doomed || dataset.cursor == 0 {
+            guard dataset.root.mappedBlocks != MapRoot.uncounted, var mapped = mappedIn[dataset.number] else {
+                continue
+            }
+            for part in dataset.root.detached { mapped += mappedIn[part] ?? 0 }
+            if mapped != dataset.root.mappedBlocks {
+                problemOnce("dataset \(dataset.number) maps \(mapped) blocks and says \(dataset.root.mappedBlocks)")
+            }
+        }
+    }
+
+    /// Blocks of which a map says that it lost them; neighbours are one problem.
+    private mutating func lose(_ block: UInt64, _ blocks: UInt64) {
+        hasLoss = true
+        if let range = lost, range.upperBound == block {
+            lost = range.lowerBound..<(block + blocks)
+        } else {
+            sayLost()
+            lost = block..<(block + blocks)
+        }
+    }
+
+    private mutating func sayLost() {
+        guard let range = lost else { return }
+        lost = nil
+        problemOnce("logical blocks \(range) are lost with a map page that was not what was written")
+    }
+
+    /// Returns the number of mapped blocks.
+    private mutating func visit(
+        _ pointer: NodePointer, level: Int, start: UInt64, newest: UInt64, cursor: UInt64
+    ) -> UInt64 {
+        guard !pointer.isNull else { return 0 }
+        guard !pointer.isLost else {
+            lose(start, MapSpan.blocks(level))
+            return 0
+        }
+        if pointer.birth > newest { problemOnce("map page \(pointer.block) is younger than what refers to it") }
+        claim(pointer.block, Owner(kind: .map, level: UInt64(level), logical: start, birth: pointer.birth))
+        let visited = mappedBelow[pointer.block]
+        // Of a page that reclaim is in the middle of only the rest counts.
+        if start >= cursor, let known = visited ?? nil { return known }
+        guard let page = try? core.loadPage(pointer) else {
+            problemOnce("map page \(pointer.block) for logical blocks from \(start) is not what was written")
+            hasLoss = true
+            return 0
+        }
+        if visited == nil {
+            if isFirst { report.mapPages += 1 }
+            mappedBelow[pointer.block] = .some(nil)
+        }
+        var mapped: UInt64 = 0
+        if level == 0 {
+            for index in 0..<Int(Format.leafEntries) {
+                let entry = page[entry: index]
+                guard !entry.isNull else { continue }
+                guard !entry.isLost else {
+                    lose(start + UInt64(index), 1)
+                    continue
+                }
+                mapped += 1
+                if entry.birth > pointer.birth { problemOnce("block \(entry.block) is younger than its map page") }
+                let owner = Owner(
+                    kind: .data, logical: start + UInt64(index), birth: entry.birth, crc: entry.crc)
+                if claim(entry.block, owner) { report.dataBlocks += 1 }
+            }
+        } else {
+            let span = Format.leafEntries << UInt64(7 * (level - 1))
+            for index in 0..<Int(Format.fanOut) {
+                let childStart = start + UInt64(index) * span
+                if childStart + span <= cursor { continue }
+                mapped += visit(
+                    page[child: index], level: level - 1, start: childStart, newest: pointer.birth, cursor: cursor)
+            }
+        }
+        if page.isZero { problemOnce("map page \(pointer.block) is empty") }
+        if start >= cursor { mappedBelow[pointer.block] = .some(mapped) }
+        return mapped
+    }
+
+    // MARK: Streams and bitmaps
+
+    private mutating func checkStreams() {
+        var streams: [(String, NodePointer, UInt64)] = [
+            ("the catalog", core.superblock.catalogRoot, core.superblock.catalogBytes)
+        ]
+        for snapshot in core.snapshots.values {
+            streams.append(
+                ("the attributes of \(snapshot.name)", snapshot.attributesRoot, snapshot.attributeBytes))
+        }
+        for stream in core.discardedStreams {
+            streams.append(("discarded attributes", stream.root, stream.lengthBytes))
+        }
+        for (name, root, lengthBytes) in streams {
+            var blocks: [UInt64] = []
+            do throws(PoolError) {
+                try MetadataWriter.forEachStreamPage(
+                    root, lengthBytes: lengthBytes,
+                    load: { pointer throws(PoolError) in try core.loadPage(pointer) }
+                ) { pointer, _ throws(PoolError) in
+                    _ = try core.loadPage(pointer)
+                    blocks.append(pointer.block)
+                }
+            } catch {
+                problemOnce("\(name): \(error)")
+            }
+            for block in blocks { claim(block, Owner(kind: .stream)) }
+        }
+    }
+
+    private mutating func checkBitmapPages(_ pointer: NodePointer, level: Int) {
+        guard !pointer.isNull else { return }
+        claim(pointer.block, Owner(kind: .bitmap))
+        guard let page = try? core.loadPage(pointer) else {
+            problemOnce("page \(pointer.block) of the allocation map is not what was written")
+            return
+        }
+        guard level > 0 else { return }
+        for index in 0..<Int(Format.fanOut) { checkBitmapPages(page[child: index], level: level - 1) }
+    }
+
+    // MARK: Overlay and space
+
+    /// What is reached now is what the allocation map must say; layers come on top.
+    private mutating func checkDurable() {
+        for region in regions {
+            guard let bits = try? core.space.bits(ofRegion: region) else { continue }
+            for bit in 0..<Int(core.space.regionBlocks) {
+                let block = UInt64(region) * core.space.regionBlocks + UInt64(bit)
+                let isDurable = bits.durable[bit / 64] >> UInt64(bit % 64) & 1 != 0
+                if isDurable == owners.isOwned(block) || (isDurable && hasLosses) { continue }
+                problem("block \(block) is \(isDurable ? "marked and has no owner" : "owned and not marked")")
+            }
+        }
+    }
+
+    /// Those of this stretch.
+    private var regions: Range<Int> {
+        let size = core.space.regionBlocks
+        return Int(owners.blocks.lowerBound / size)..<Int((owners.blocks.upperBound + size - 1) / size)
+    }
+
+    private mutating func checkOverlay() {
+        var seen: Set<UInt64> = []
+        var entries = 0
+        var pages: UInt64 = 0
+        for dataset in core.datasets.values {
+            for layer in dataset.layers where seen.insert(layer.number).inserted {
+                entries += layer.count
+                pages += layer.accountedPages
+                var found: [(UInt64, RecentMapping)] = []
+                layer.forEach { if $1.block != 0 { found.append(($0, $1)) } }
+                for (block, mapping) in found {
+                    let owner = Owner(kind: .data, logical: block, birth: layer.epoch, crc: mapping.crc)
+                    if !claim(mapping.block, owner), owners.blocks.contains(mapping.block) {
+                        problem("block \(mapping.block) is in two layers")
+                    }
+                }
+            }
+        }
+        if entries != core.overlayEntries {
+            problemOnce("the layers hold \(entries) entries, not \(core.overlayEntries)")
+        }
+        if pages != core.pagesToMerge { problemOnce("the layers need \(pages) pages, not \(core.pagesToMerge)") }
+    }
+
+    private mutating func checkSpace() {
+        var lists = [core.retired, core.retiring].flatMap { [$0.overwritten, $0.unmapped] }
+        for list in [
+            core.unlinkedNow, core.unlinkedBefore, core.releasable, core.punchable, core.unlinkedToPunchNow,
+            core.unlinkedToPunchBefore,
+        ] { lists += list.lists }
+        let blocks = owners.blocks
+        for list in lists {
+            for block in list where blocks.contains(block) {
+                let isOwned = owners.isOwned(block)
+                if isOwned { problem("block \(block) is in use and about to be freed") }
+                owners.markLeaving(block)
+            }
+        }
+        for region in regions {
+            guard let bits = try? core.space.bits(ofRegion: region) else {
+                problem("the bitmap of region \(region) is not what was written")
+                continue
+            }
+            checkRegion(region, bits)
+        }
+        guard isFirst else { return }
+        let busyTotal = core.space.regions.reduce(0) { $0 + UInt64($1.busyCount) }
+        if busyTotal != core.space.busyBlocks {
+            problem("\(busyTotal) blocks are in use, not \(core.space.busyBlocks)")
+        }
+    }
+
+    private mutating func checkRegion(_ region: Int, _ bits: SpaceMap.Bits) {
+        var busyCount = 0
+        var durableCount = 0
+        for bit in 0..<Int(core.space.regionBlocks) {
+            let block = UInt64(region) * core.space.regionBlocks + UInt64(bit)
+            let isBusy = bits.busy[bit / 64] >> UInt64(bit % 64) & 1 != 0
+            let isDurable = bits.durable[bit / 64] >> UInt64(bit % 64) & 1 != 0
+            if isBusy { busyCount += 1 }
+            if isDurable { durableCount += 1 }
+            let mustBeBusy = owners.isOwned(block) || owners.isLeaving(block)
+            if hasLosses, isDurable, isBusy, !mustBeBusy {
+                report.setAsideBlocks += 1
+            } else if isBusy != mustBeBusy {
+                problem("block \(block) is \(isBusy ? "taken and has no use" : "in use and not taken")")
+            }
+        }
+        let state = core.space.regions[region]
+        if busyCount != state.busyCount || durableCount != state.durableCount {
+            problem(
+                "region \(region) counts \(state.busyCount)/\(state.durableCount), not \(busyCount)/\(durableCount)")
+        }
+    }
+
+    // MARK: Data
+
+    private mutating func verifyData() {
+        let buffer = UnsafeMutableRawBufferPointer.allocate(
+            byteCount: Format.blockBytes, alignment: Format.blockBytes)
+        defer { buffer.deallocate() }
+        for block in owners.blocks {
+            guard owners[block].kind == .data else { continue }
+            let (logical, crc) = (owners[block].logical, owners[block].crc)
+            do {
+                try core.file.read(at: block * UInt64(Format.blockBytes), into: buffer)
+                report.verifiedBlocks += 1
+                if CRC32C.checksum(UnsafeRawBufferPointer(buffer)) != crc {
+                    problem("block \(block), logical block \(logical), is not what was written")
+                }
+            } catch {
+                problem("block \(block) cannot be read: errno \(error.errno)")
+            }
+        }
+    }
+}
