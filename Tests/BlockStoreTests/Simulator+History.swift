@@ -63,6 +63,27 @@ extension Simulator {
         }
     }
 
+    // MARK: Growing and scrubbing
+
+    func grow() throws {
+        guard let size = pool?.statistics.sizeBytes, size < 48 << 20 else { return }
+        try attempt("grow the pool", isDurable: true, change: { _ in }, { try $0.grow(to: size * 2) })
+    }
+
+    /// Everything that the pool refers to must be what was written, at any moment.
+    func scrub() throws {
+        let mustBeSound = options.faults == .crashesOnly && options.plantedBug == nil
+        try attempt(
+            "scrub", isDurable: true, change: { _ in },
+            { pool in
+                let scrub = try pool.scrub()
+                while try scrub.step(maxBytes: 1 << 20) {}
+                guard scrub.report.damage.isEmpty || !mustBeSound || self.disk.isDead else {
+                    throw self.fail("a scrub found \(scrub.report.damage)")
+                }
+            })
+    }
+
     // MARK: Differences
 
     func diff() throws {
