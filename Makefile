@@ -15,7 +15,7 @@ help:
 	@echo "make simulate  run the store's simulator over SEEDS=$(SEEDS) histories"
 	@echo "make bench     the store beside a raw file, qcow2, btrfs and xfs; the node from outside (BENCH=SECTIONS)"
 	@echo "make bench-kvm how long guests are quiet during a snapshot, seen from inside, against other ways"
-	@echo "make bench-iscsi  the iSCSI target beside tgtd, with one client (CASES=REGEX, ROUNDS=3)"
+	@echo "make bench-iscsi  the iSCSI target beside tgtd, with one client (CASES=REGEX, ROUNDS=3, SECONDS_EACH=1.5)"
 	@echo "make sanitize  the SCSI and iSCSI tests under the thread and the address sanitizer"
 	@echo "make fuzz      fuzz the parsers that face the network for FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make lint      swift format lint;  make format: apply it"
@@ -76,7 +76,7 @@ bench-iscsi:
 	@scripts/setup.sh build bench-iscsi
 	$(SWIFT) build -c release --product stillpoint
 	@python3 Benchmarks/iscsi/run.py --stillpoint "$$($(SWIFT) build -c release --show-bin-path)/stillpoint" \
-		--cases "$(or $(CASES),.)" --rounds $(or $(ROUNDS),3)
+		--cases "$(or $(CASES),.)" --rounds $(or $(ROUNDS),3) --seconds $(or $(SECONDS_EACH),1.5)
 
 sanitize: setup
 	@Sanitizing/run.sh

@@ -25,7 +25,7 @@ enum { LONGEST_QUEUE = 1024, BLOCK = 512 };
 
 static struct {
     const char *url;
-    int depth, sessions, writes, sequential, digest, fill, verify;
+    int depth, sessions, writes, sequential, digest, fill, verify, cache;
     size_t bytes;
     double warm_seconds, seconds;
     pid_t target;
@@ -184,23 +184,37 @@ static int connect_session(struct session *session, int number) {
     return 0;
 }
 
+/* The WCE bit of the caching page: whether a write is answered before it is on the medium. */
+static int print_write_cache(struct session *session) {
+    struct scsi_task *task = iscsi_modesense6_sync(session->iscsi, session->lun, 0, SCSI_MODESENSE_PC_CURRENT,
+                                                   SCSI_MODEPAGE_CACHING, 0, 255);
+    struct scsi_mode_sense *modes = task && task->status == SCSI_STATUS_GOOD ? scsi_datain_unmarshall(task) : NULL;
+    struct scsi_mode_page *page = modes ? scsi_modesense_get_page(modes, SCSI_MODEPAGE_CACHING, 0) : NULL;
+    if (!page) return fprintf(stderr, "no caching page\n"), 1;
+    printf("{\"write_cache\": %d}\n", page->caching.wce ? 1 : 0);
+    scsi_free_scsi_task(task);
+    return 0;
+}
+
 static int usage(void) {
-    fprintf(stderr, "usage: client [-w] [-S] [-F] [-V] [-g] [-b BYTES] [-d DEPTH] [-s SESSIONS] [-t SECONDS] [-p PID] "
+    fprintf(stderr, "usage: client [-w] [-S] [-F] [-V] [-g] [-c] [-b BYTES] [-d DEPTH] [-s SESSIONS] [-t SECONDS] [-p PID] "
                     "iscsi://HOST:PORT/TARGET/LUN\n"
                     "  -w writes, -S sequential, -g header digest, -p the target's process\n"
+                    "  -c only tells whether the LUN has a volatile write cache\n"
                     "  -F fills the whole LUN with a pattern once, -V checks it while reading\n");
     return 2;
 }
 
 int main(int argc, char **argv) {
     int option;
-    while ((option = getopt(argc, argv, "wSFVgb:d:s:t:p:")) != -1) {
+    while ((option = getopt(argc, argv, "wSFVgcb:d:s:t:p:")) != -1) {
         switch (option) {
         case 'w': options.writes = 1; break;
         case 'S': options.sequential = 1; break;
         case 'F': options.fill = options.writes = 1; break;
         case 'V': options.verify = 1; break;
         case 'g': options.digest = 1; break;
+        case 'c': options.cache = 1; break;
         case 'b': options.bytes = strtoul(optarg, NULL, 10); break;
         case 'd': options.depth = atoi(optarg); break;
         case 's': options.sessions = atoi(optarg); break;
@@ -217,6 +231,7 @@ int main(int argc, char **argv) {
     pthread_t *threads = calloc(options.sessions, sizeof *threads);
     for (int i = 0; i < options.sessions; i++)
         if (connect_session(&sessions[i], i)) return 1;
+    if (options.cache) return print_write_cache(&sessions[0]);
     for (int i = 0; i < options.sessions; i++)
         if (pthread_create(&threads[i], NULL, drive, &sessions[i])) abort();
     double began = now(), used = target_seconds();

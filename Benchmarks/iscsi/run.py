@@ -2,8 +2,10 @@
 
 All three serve one LUN over loopback to the same client (client.c on libiscsi), one after another within each round, so
 that a slow minute of the machine hits all of them. tgtd has a plain file in the page cache, Stillpoint a volume of its
-own store in a file beside it; both keep a volatile write cache, nobody flushes. The table gives medians over the
-rounds, and the ratios that count: commands a second, and the target's processor time per command.
+own store in a file beside it. Both must have a volatile write cache (WCE, asked for before the first case): a write is
+answered before it is on the medium and survives the end of the target's process; nobody flushes. The table gives
+medians over the rounds: commands a second and the target's processor time per command, and the median of the ratios
+within each round.
 """
 
 import argparse
@@ -170,15 +172,21 @@ def measure(work, targets, cases, rounds, seconds):
                 samples[who].append(client(work, target, "%s -t%g" % (arguments, seconds)))
         row = {who: {key: statistics.median(one[key] for one in several) for key in several[0]}
                for who, several in samples.items()}
+        row["rate"] = ratio(samples, "iops", "tgt")
+        row["cpu"] = ratio(samples, "cpu_microseconds", "tgt")
+        row["of_floor"] = ratio(samples, "iops", "floor")
         results[name] = row
         print_row(name, row, wanted_rate, wanted_cpu)
     return results
 
 
+def ratio(samples, key, other):
+    return statistics.median(
+        ours[key] / max(theirs[key], 0.001) for ours, theirs in zip(samples["stillpoint"], samples[other]))
+
+
 def print_row(name, row, wanted_rate, wanted_cpu):
-    ours, tgt, floor = row["stillpoint"], row["tgt"], row["floor"]
-    rate = ours["iops"] / tgt["iops"]
-    cpu = ours["cpu_microseconds"] / max(tgt["cpu_microseconds"], 0.001)
+    ours, tgt, floor, rate, cpu = row["stillpoint"], row["tgt"], row["floor"], row["rate"], row["cpu"]
     verdict = ""
     if wanted_rate:
         verdict = "goal %.1fx%s: %s" % (
@@ -186,7 +194,7 @@ def print_row(name, row, wanted_rate, wanted_cpu):
             "met" if rate >= wanted_rate and (not wanted_cpu or cpu <= wanted_cpu) else "NOT met")
     print("| %-37s | %8.0f | %8.0f | %5.2f | %6.1f | %6.1f | %4.2f | %8.0f | %4.2f | %s |" % (
         name, ours["iops"], tgt["iops"], rate, ours["cpu_microseconds"], tgt["cpu_microseconds"], cpu, floor["iops"],
-        ours["iops"] / floor["iops"], verdict), flush=True)
+        row["of_floor"], verdict), flush=True)
 
 
 def main():
@@ -211,6 +219,9 @@ def main():
             Stillpoint(work, options.stillpoint) if options.stillpoint else Server(work, options.server))
         targets["tgt"] = Tgt(work)
         targets["floor"] = Floor(work)
+        caches = {who: client(work, targets[who], "-c")["write_cache"] for who in ("stillpoint", "tgt")}
+        if caches != {"stillpoint": 1, "tgt": 1}:
+            raise SystemExit("not the same durability: write caches %s" % caches)
         for who in ("stillpoint", "tgt"):
             client(work, targets[who], "-F -b131072 -d8")
             client(work, targets[who], "-V -d32 -t0.3")

@@ -2,6 +2,7 @@ import Logging
 import NIOCore
 import NIOPosix
 import SCSI
+import Synchronization
 
 /// Carries bytes between a TCP connection and the login machine, then the session. Everything that decides something
 /// is in those two; this is the edge to NIO.
@@ -36,6 +37,8 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
     private var loginFraming: PDUFraming
     private var isInLogin = true
     private var hasEnded = false
+    private var poll: SocketPoll?
+    private var counts: [SessionCount] = []
 
     private(set) var isWritable = true
 
@@ -81,7 +84,36 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
     }
 
     func channelReadComplete(context: ChannelHandlerContext) {
-        if case .session(let session, _) = phase { session.flush() }
+        guard case .session(let session, _) = phase else { return }
+        if let poll { receiveMore(session, poll, context.channel) }
+        session.flush()
+    }
+
+    /// Goes on with what the peer has sent meanwhile, or is about to send. Answers wait as long as there is more, so
+    /// that many go out at once.
+    private func receiveMore(_ session: Session, _ poll: SocketPoll, _ channel: any Channel) {
+        for reception in 1...SocketPoll.receptionsPerTurn {
+            guard mayReceive(session, channel) else { return }
+            var hasMore = false
+            if pending.readableBytes > 0 {
+                hasMore = poll.receive(into: &pending, within: SocketPoll.restOfPDUNanoseconds)
+            } else if !session.isInStep {
+                hasMore = poll.receive(into: &pending, within: 0)
+            }
+            if !hasMore || reception % SocketPoll.receptionsPerFlush == 0 { session.flush() }
+            if !hasMore {
+                guard pending.readableBytes == 0, session.isInStep, mayReceive(session, channel) else { return }
+                guard poll.receive(into: &pending, within: SocketPoll.nextCommandNanoseconds) else {
+                    session.fellOutOfStep()
+                    return
+                }
+            }
+            if pending.readableBytes >= needed { consumePending() }
+        }
+    }
+
+    private func mayReceive(_ session: Session, _ channel: any Channel) -> Bool {
+        channel.isActive && isReading && isWritable && !session.isClosing
     }
 
     func channelWritabilityChanged(context: ChannelHandlerContext) {
@@ -216,6 +248,10 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
             outcome: outcome, limits: server.registry.limits, counters: counters, directory: directory,
             localAddress: Self.text(context.localAddress), transport: self)
         phase = .session(session, live)
+        let onLoop = server.sessions(on: context.eventLoop)
+        counts = [onLoop, server.sessionCount]
+        for count in counts { count.value.add(1, ordering: .relaxed) }
+        poll = SocketPoll(context.channel, onLoop: onLoop, onServer: server.sessionCount)
         setReading(true)
         let what = live.iqn.isEmpty ? "for discovery" : "to \(live.iqn)"
         let how = outcome.user.map { " as CHAP user \($0)" } ?? ""
@@ -284,6 +320,7 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
         hasEnded = true
         leftLogin()
         timer?.cancel()
+        for count in counts { count.value.subtract(1, ordering: .relaxed) }
         switch phase {
         case .session(let session, let live):
             session.tearDown()

@@ -90,6 +90,9 @@ final class ServerContext: Sendable {
     private let knownPortals = Mutex<[Portal]>([])
     private let threads: NIOThreadPool
     private let inLogin = Atomic<Int>(0)
+    /// Sessions in the full-feature phase.
+    let sessionCount = SessionCount()
+    private let sessionsByLoop = Mutex<[ObjectIdentifier: SessionCount]>([:])
 
     /// Flushes wait for the disk, so there are more of these threads than processors.
     private static let threadCount = 8
@@ -102,6 +105,16 @@ final class ServerContext: Sendable {
     var portals: [Portal] { knownPortals.withLock { $0 } }
 
     func add(_ portal: Portal) { knownPortals.withLock { $0.append(portal) } }
+
+    /// How many sessions there are on one event loop.
+    func sessions(on loop: any EventLoop) -> SessionCount {
+        sessionsByLoop.withLock { known in
+            if let found = known[ObjectIdentifier(loop)] { return found }
+            let made = SessionCount()
+            known[ObjectIdentifier(loop)] = made
+            return made
+        }
+    }
 
     func startThreads() { threads.start() }
 

@@ -74,6 +74,8 @@ final class Session {
 
     /// When the bytes came that are being handled.
     var receivedAt: UInt64 = 0
+    /// Commands in a row that came when the initiator had the answers to all before them: it sends one at a time.
+    private var commandsInStep = 0
     var isClosing = false
     var hasReceived = true
     var silentSince: Int64 = 0
@@ -81,6 +83,7 @@ final class Session {
 
     /// Output is handed to the transport when it has so many bytes, so that it is bounded.
     static let sendBytes = 256 << 10
+    private static let commandsUntilInStep = 16
 
     init(
         outcome: LoginOutcome, limits: TargetLimits, counters: SessionCounters, directory: any SessionDirectory,
@@ -200,12 +203,24 @@ final class Session {
             return
         }
         switch opcode {
-        case .scsiCommand: receiveCommand(header, data)
+        case .scsiCommand:
+            noteStep(header)
+            receiveCommand(header, data)
         case .taskManagement: receiveTaskManagement(header)
         case .nopOut: receiveNopOut(header, data)
         case .textRequest: receiveText(header, data)
         default: receiveLogout(header)
         }
+    }
+
+    /// Whether the initiator sends one command at a time, so that its next one may follow soon.
+    var isInStep: Bool { commandsInStep >= Self.commandsUntilInStep }
+
+    /// It took its time: the next ones must show anew that it is quick.
+    func fellOutOfStep() { commandsInStep = 0 }
+
+    private func noteStep(_ header: BasicHeader) {
+        if header.expectedNumber == statSN { commandsInStep &+= 1 } else { commandsInStep = 0 }
     }
 
     /// Opens the command window by one when a command that took a place in it is over.
