@@ -51,6 +51,7 @@ test:
 	scripts/test.py $(SWIFT) build --build-tests
 	@# One after another: a lease must not end because a simulator beside it takes all processors.
 	scripts/test.py $(SWIFT) test --skip-build --no-parallel
+	Fuzzing/short.sh "$$($(SWIFT) build --show-bin-path)"
 
 lint:
 	$(SWIFT) format lint --strict --recursive --parallel $(SOURCES)

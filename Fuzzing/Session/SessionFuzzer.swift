@@ -21,7 +21,7 @@ public func fuzzSession(_ start: UnsafePointer<UInt8>, _ count: Int) -> CInt {
     transport.runAll()
     session.tick(0)
     session.tearDown()
-    precondition(session.outstanding.isEmpty)
+    precondition(session.outstanding.isEmpty && session.dormant.isEmpty)
     return 0
 }
 

@@ -1,7 +1,7 @@
 import BlockStore
 
-/// Streams of snapshots, cut into records, in pieces whose sizes the input chooses. A fuzzer that knew no checksums would
-/// never get past them: the input also goes in with its checksums made right.
+/// Streams of snapshots, cut into records, in pieces whose sizes the input chooses. A fuzzer that knew no checksums
+/// would never get past them: the input also goes in with its checksums made right.
 @_cdecl("LLVMFuzzerTestOneInput")
 public func fuzzStream(_ start: UnsafePointer<UInt8>, _ count: Int) -> CInt {
     let bytes = UnsafeRawBufferPointer(start: start, count: count)
