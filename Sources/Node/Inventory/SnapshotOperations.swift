@@ -45,7 +45,10 @@ extension Inventory {
         }
         // A driven revert makes the initiators log out first, and a dry run tells about them.
         guard request.drive != true, request.dryRun != true else { return }
-        for volume in volumes { try refuseWhileInUse(volume.name, naa: volume.naa.description) }
+        for volume in volumes {
+            try refuseWhileInUse(
+                volume.name, naa: volume.naa.description, orElse: ", or let the agents do it: --drive")
+        }
     }
 
     // MARK: Delete

@@ -133,12 +133,13 @@ extension Inventory {
     }
 
     /// - Throws: ``API/APIFailure`` `volumeInUse`, naming the initiators.
-    func refuseWhileInUse(_ name: String, naa: String) throws {
+    func refuseWhileInUse(_ name: String, naa: String, orElse alternative: String = "") throws {
         let sessions = registry.sessions(naa: naa)
         guard !sessions.isEmpty else { return }
         let who = Set(sessions.map { "\($0.initiator) (\($0.address))" }).sorted().joined(separator: ", ")
         throw APIFailure.conflict(
-            "volumeInUse", "the volume \"\(name)\" is in use by \(who)", hint: "Log the initiator out first")
+            "volumeInUse", "the volume \"\(name)\" is in use by \(who)",
+            hint: "Unmount it and log the initiator out first\(alternative)")
     }
 
     /// The snapshots that go with a volume, all checked before any is deleted.
