@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the small guest that the tests and `make demo-kvm` run under QEMU: scripts/build-guest.sh [DIRECTORY]
-# (default .build/guest). Makes DIRECTORY/vmlinux and DIRECTORY/initrd from Debian packages alone, and prints DIRECTORY.
+# (default .build/guest). Makes DIRECTORY/vmlinux, DIRECTORY/vmlinuz (for UEFI) and DIRECTORY/initrd from Debian packages alone, and prints DIRECTORY.
 # What is installed is taken from the system; the kernel and the guest agent are fetched (not installed) if they are not.
 # A second call with nothing changed does nothing.
 set -euo pipefail
@@ -54,7 +54,7 @@ fi
 
 stamp=$(cat "$0" "$here"/guest/* <(stat -Lc '%n %s %Y' "$vmlinuz" "$qemu_ga" "$(command -v busybox)" "$(command -v sqlite3)") \
     | sha256sum)
-if [ -f "$out/stamp" ] && [ "$(cat "$out/stamp")" = "$stamp" ] && [ -s "$out/vmlinux" ] && [ -s "$out/initrd" ]; then
+if [ -f "$out/stamp" ] && [ "$(cat "$out/stamp")" = "$stamp" ] && [ -s "$out/vmlinux" ] && [ -s "$out/vmlinuz" ] && [ -s "$out/initrd" ]; then
     echo "$out"
     exit 0
 fi
@@ -78,6 +78,8 @@ else
     rm -f "$out/vmlinux.new"
     cp "$vmlinuz" "$out/vmlinux"  # QEMU starts the compressed one, too
 fi
+
+install -m 0644 "$vmlinuz" "$out/vmlinuz"
 
 root=$(mktemp -d "$out/root.XXXXXX")
 trap 'rm -rf "$root"' EXIT

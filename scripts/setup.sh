@@ -13,7 +13,7 @@ declare -A packages=(
             e2fsprogs util-linux procps psmisc python3"
     [test]="postgresql-15 postgresql-client-15 qemu-utils qemu-system-common qemu-block-extra libnbd-bin fuse3 \
             e2fsprogs xfsprogs btrfs-progs util-linux procps psmisc python3 libiscsi-bin libiscsi-dev fio iproute2 \
-            openssl curl $guests"
+            openssl curl ovmf swtpm swtpm-tools $guests"
     [bench-iscsi]="tgt libiscsi-dev gcc libc6-dev python3"
     [demo-kvm]="qemu-utils e2fsprogs util-linux procps python3 $guests"
 )

@@ -87,7 +87,7 @@ final class NodeProcess: Sendable {
                     pool: pool, configuration: configuration, blocking: blocking, logger: logger),
                 jobs: jobs, sagas: sagas,
                 guests: GuestRestoreDriver(
-                    inventory: inventory, registry: agents, sagas: sagas, dataDirectory: directory.path,
+                    inventory: inventory, registry: agents, sagas: sagas, jobs: jobs, dataDirectory: directory.path,
                     logger: logger),
                 dataDirectory: directory.path, startedAt: .now, addresses: addresses)
             return NodeProcess(

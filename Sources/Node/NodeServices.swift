@@ -105,6 +105,12 @@ struct NodeServices: Sendable {
 }
 
 extension NodeServices {
+    /// Ends a job that keeps trying, for good; what is left of its work is left to people.
+    func abandon(jobID: String) async throws -> JobInfo {
+        if guests.backlog.abandon(jobID: jobID), let job = try await jobs.job(id: jobID) { return job }
+        return try await sagas.backlog.abandon(jobID: jobID)
+    }
+
     func submitGuestRestore(_ request: GuestRestoreRequest) async throws -> JobInfo {
         guard !request.guests.isEmpty else { throw APIFailure.invalid("name at least one guest") }
         guard Set(request.guests).count == request.guests.count else {
@@ -130,8 +136,10 @@ extension NodeServices {
             let results =
                 (request.undo ?? false)
                 ? try await guests.undo(
-                    request, jobs: try await jobs.jobs(limit: JobEngine.keptJobs).filter { $0.kind == "guest.restore" },
-                    job)
+                    request,
+                    jobs: try await jobs.jobs(limit: JobEngine.keptJobs).filter {
+                        $0.kind == "guest.restore" || $0.kind == GuestRestoreBacklog.jobKind
+                    }, job)
                 : try await guests.run(request, job)
             return JobResult(guests: results)
         }

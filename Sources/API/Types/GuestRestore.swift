@@ -24,6 +24,8 @@ public struct GuestRestoreCall: Codable, Sendable, Equatable {
         case stop
         /// Brings files and definition back, and starts the guest. What fails half way is taken back.
         case apply
+        /// Ends a step that is under way, and turns off what an unfinished restore has started.
+        case halt
         /// Takes an `apply` back, and brings back what `stop` found.
         case undo
     }

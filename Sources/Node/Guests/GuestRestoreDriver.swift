@@ -3,31 +3,39 @@ import BlockStore
 import Foundation
 import Logging
 import Protection
+import Synchronization
 
 /// Restores guests: plans, clones, reverts, and has the agent do what the host must do. Whatever fails is taken back.
 final class GuestRestoreDriver: Sendable {
     /// Clones and snapshots that live only as long as a restore begin with this.
     static let temporaryPrefix = "guest-restore."
     private static let surveySeconds = 120.0
-    private static let stopSeconds = 4_000.0
+    static let stopSeconds = 4_000.0
     /// Copies of large images take their time.
     private static let applySeconds = 24.0 * 3_600
 
     let directory: GuestDirectory
-    private let inventory: Inventory
+    let inventory: Inventory
+    let sagas: Sagas
+    let journal: GuestRestoreJournal
+    let backlog: GuestRestoreBacklog
+    let logger: Logger
+    let crashPoint: CrashPoint
     private let registry: AgentRegistry
-    private let sagas: Sagas
-    private let journal: GuestRestoreJournal
-    private let logger: Logger
+    /// Guests that are restored, or taken back, right now: by UUID.
+    private let underWay = Mutex<Set<String>>([])
 
     init(
-        inventory: Inventory, registry: AgentRegistry, sagas: Sagas, dataDirectory: String, logger: Logger
+        inventory: Inventory, registry: AgentRegistry, sagas: Sagas, jobs: JobEngine, dataDirectory: String,
+        logger: Logger, crashPoint: CrashPoint = .fromEnvironment
     ) {
         self.inventory = inventory
         self.registry = registry
         self.sagas = sagas
         self.logger = logger
+        self.crashPoint = crashPoint
         journal = GuestRestoreJournal(dataDirectory: dataDirectory)
+        backlog = GuestRestoreBacklog(jobs: jobs, journal: journal, logger: logger)
         directory = GuestDirectory(
             inventory: inventory, agents: AgentAdapter(registry: registry, targets: inventory.registry))
     }
@@ -67,7 +75,7 @@ final class GuestRestoreDriver: Sendable {
         var done: [GuestRestoreResult] = []
         for one in prepared {
             do {
-                done.append(try await restore(one, report))
+                done.append(try await alone(one.guest.uuid, one.guest.name) { try await restore(one, report) })
             } catch {
                 let failure = APIFailure.from(error)
                 let before = done.isEmpty ? "" : "; restored before it: " + done.map(\.guest).joined(separator: ", ")
@@ -76,6 +84,20 @@ final class GuestRestoreDriver: Sendable {
             }
         }
         return done
+    }
+
+    /// Runs `body` unless something is being done to the guest already, or was begun and is not taken back yet.
+    func alone<Value: Sendable>(
+        _ uuid: String, _ name: String, _ body: () async throws -> Value
+    ) async throws -> Value {
+        let isFree = underWay.withLock { $0.insert(uuid).inserted }
+        defer { if isFree { underWay.withLock { _ = $0.remove(uuid) } } }
+        guard isFree, !journal.all().contains(where: { $0.uuid == uuid }) else {
+            throw APIFailure.conflict(
+                "guestRestoreUnderWay", "a restore of \"\(name)\" is under way, or is being taken back",
+                hint: "stillpoint job list shows the job; wait for its end")
+        }
+        return try await body()
     }
 
     // MARK: Plan
@@ -188,27 +210,34 @@ final class GuestRestoreDriver: Sendable {
                 steps += try await stop(one, &note, report)
                 steps += try await revert(one, &note, report)
             }
+            let copies = (call.disks ?? [:]).values.compactMap { $0.way == "copy" ? $0.destination : nil }.sorted()
+            note.state["copies"] = copies.isEmpty ? nil : copies.joined(separator: "\n")
             call.state = note.state
             note.isAgentAsked = true
             try journal.write(note)
+            await crashPoint.hit("guest.apply.before")
             await report.stepBegan("guest.apply", detail: one.beside?.name ?? one.guest.name)
             let answer: GuestRestoreAnswer = try await ask(one.guest.agent, call, Self.applySeconds)
+            await crashPoint.hit("guest.apply.after")
             note.state = answer.state
             steps += answer.steps
             await report.stepSucceeded("guest.apply", detail: answer.steps.joined(separator: "; "))
         } catch {
             await report.stepFailed("guest.apply", detail: APIFailure.from(error).message)
-            let failures = await takeBack(&note)
+            let failures = await takeBackAtOnce(note)
             await report.stepCompensated(
                 "guest.apply", detail: failures.isEmpty ? nil : failures.joined(separator: "; "))
             let failure = APIFailure.from(error)
-            let after = failures.isEmpty ? "everything is as it was before" : failures.joined(separator: "; ")
+            let after =
+                failures.isEmpty
+                ? "everything is as it was before"
+                : failures.joined(separator: "; ") + "; the job \(GuestRestoreBacklog.jobKind) keeps trying"
             throw APIFailure(
                 status: failure.status, code: failure.code,
                 message: "\(one.guest.name) was not restored: \(failure.message)",
                 hint: [failure.hint, "After the failure: \(after)"].compactMap(\.self).joined(separator: ". "))
         }
-        let leftovers = await removeTemporary(&note)
+        let leftovers = await removeTemporary(note)
         steps += leftovers
         journal.remove(note.restoreID)
         return result(one, steps: steps, note)
@@ -222,6 +251,7 @@ final class GuestRestoreDriver: Sendable {
         call.beside = one.beside
         call.start = one.plan.starts
         try journal.write(note)
+        await crashPoint.hit("guest.clone.before")
         await report.stepBegan("guest.clone", detail: nil)
         let snapshot = try await sourceSnapshot(one, &note)
         var sources: [String: String] = [:]
@@ -257,6 +287,7 @@ final class GuestRestoreDriver: Sendable {
         if let memory = one.plan.memory, let volume = memory.volumes.first {
             call.memory = GuestMemorySource(source: sources[volume] ?? "", path: memory.relativePath)
         }
+        await crashPoint.hit("guest.clone.after")
         let made = note.sources + note.clones
         await report.stepSucceeded(
             "guest.clone", detail: made.isEmpty ? "none is needed" : made.joined(separator: ", "))
@@ -294,10 +325,12 @@ final class GuestRestoreDriver: Sendable {
     ) async throws -> [String] {
         note.isAgentAsked = true
         try journal.write(note)
+        await crashPoint.hit("guest.stop.before")
         await report.stepBegan("guest.stop", detail: one.guest.name)
         let call = GuestRestoreCall(
             action: .stop, restoreID: one.restoreID, guest: one.guest.uuid, artifacts: one.artifacts)
         let answer: GuestRestoreAnswer = try await ask(one.guest.agent, call, Self.stopSeconds)
+        await crashPoint.hit("guest.stop.after")
         note.state = answer.state
         try journal.write(note)
         await report.stepSucceeded("guest.stop", detail: answer.steps.joined(separator: "; "))
@@ -311,193 +344,20 @@ final class GuestRestoreDriver: Sendable {
         // Driven: a host that has one of the volumes as a block device lets go of it, and none may be silent.
         note.revertedVolumes = one.plan.revertedVolumes
         try journal.write(note)
+        await crashPoint.hit("guest.revert.before")
         let request = RevertRequest(
             volumes: one.plan.revertedVolumes, snapshot: one.snapshot?.id.description, drive: true)
         let reverted = try await sagas.reverts.run(request: request, report: InnerReport(outer: report))
+        await crashPoint.hit("guest.revert.after")
         note.keptSnapshot = reverted.keptSnapshot
         try journal.write(note)
         return ["\(one.plan.revertedVolumes.joined(separator: ", ")) went back to \(reverted.revertedTo)"]
             + reverted.steps
     }
 
-    // MARK: Taking back
-
-    /// - Returns: what could not be taken back.
-    private func takeBack(_ note: inout GuestRestoreNote) async -> [String] {
-        var failures: [String] = []
-        if let kept = await keptSnapshot(note) {
-            do {
-                let request = RevertRequest(volumes: note.revertedVolumes, snapshot: kept, drive: true)
-                _ = try await sagas.reverts.run(request: request, report: InnerReport(outer: nil))
-                note.keptSnapshot = nil
-                note.revertedVolumes = []
-            } catch {
-                failures.append("the volumes could not be put back: \(APIFailure.from(error).message)")
-            }
-        }
-        if note.isAgentAsked {
-            do {
-                _ = try await takeBackOnHost(note)
-            } catch {
-                failures.append("on the host: \(APIFailure.from(error).message)")
-            }
-        }
-        for name in note.clones { failures += await remove(volume: name) }
-        failures += await removeTemporary(&note)
-        // What is not taken back yet is tried again when the node starts anew.
-        if failures.isEmpty { journal.remove(note.restoreID) } else { try? journal.write(note) }
-        for failure in failures { logger.error("a guest's restore is not taken back: \(failure)") }
-        return failures
-    }
-
-    /// The revert may have happened right before the node died: then only the pool knows.
-    private func keptSnapshot(_ note: GuestRestoreNote) async -> String? {
-        if note.keptSnapshot != nil || note.revertedVolumes.isEmpty { return note.keptSnapshot }
-        guard let contents = try? await inventory.contents() else { return nil }
-        let began = UInt64(max(0, note.startedAt.timeIntervalSince1970) * 1e9)
-        let kept = contents.snapshots.filter { snapshot in
-            let names = Set(snapshot.members.compactMap { contents.volume($0.volume)?.name })
-            return snapshot.kind == .beforeRevert && snapshot.createdAt >= began
-                && names == Set(note.revertedVolumes)
-        }
-        return kept.max { $0.createdAt < $1.createdAt }?.id.description
-    }
-
-    private func takeBackOnHost(_ note: GuestRestoreNote) async throws -> [String] {
-        var call = GuestRestoreCall(
-            action: .undo, restoreID: note.restoreID, guest: note.uuid, artifacts: ["uri": note.uri])
-        call.state = note.state
-        let answer: GuestRestoreAnswer = try await ask(note.agent, call, Self.stopSeconds)
-        return answer.steps
-    }
-
-    private func removeTemporary(_ note: inout GuestRestoreNote) async -> [String] {
-        var failures: [String] = []
-        for name in note.sources { failures += await remove(volume: name) }
-        if let name = note.temporarySnapshot, note.clones.isEmpty {
-            do { try await inventory.deleteSnapshot(name) } catch {
-                let failure = APIFailure.from(error)
-                if failure.status != 404 { failures.append("the snapshot \(name) is left: \(failure.message)") }
-            }
-        }
-        return failures
-    }
-
-    private func remove(volume name: String) async -> [String] {
-        do {
-            let info = try await inventory.volume(name)
-            for export in info.exports {
-                // Shut out first: a session that is still there ends.
-                for rule in try await inventory.target(export.iqn).access {
-                    _ = try await inventory.deny(export.iqn, TargetDenyRequest(initiator: rule.initiator))
-                }
-            }
-            for attempt in 0..<20 {
-                do {
-                    try await inventory.deleteVolume(name, withSnapshots: false, onlyClones: true)
-                    return []
-                } catch let failure as APIFailure where failure.code == "volumeInUse" && attempt < 19 {
-                    try await Task.sleep(for: .milliseconds(100))
-                }
-            }
-            return []
-        } catch {
-            let failure = APIFailure.from(error)
-            return failure.status == 404 ? [] : ["the volume \(name) is left: \(failure.message)"]
-        }
-    }
-
-    /// Takes back what a former process of the node left under way.
-    func recoverAfterRestart() async {
-        for var note in journal.all() {
-            logger.notice("a guest's restore was cut short; taking it back", metadata: ["guest": "\(note.guest)"])
-            // An agent may not answer yet.
-            for attempt in 1...5 {
-                if await takeBack(&note).isEmpty { break }
-                try? await Task.sleep(for: .seconds(attempt * 2))
-            }
-        }
-    }
-
-    // MARK: Undo
-
-    /// Takes the last restore of each guest back, as its job recorded it.
-    func undo(
-        _ request: GuestRestoreRequest, jobs: [JobInfo], _ report: any SagaReporting
-    ) async throws -> [GuestRestoreResult] {
-        let results = jobs.filter { $0.state == .succeeded }.sorted { $0.createdAt > $1.createdAt }
-            .flatMap { $0.result?.guests ?? [] }
-        let undone = Set(results.compactMap(\.undoOf))
-        let restores = try request.guests.map { name in
-            guard
-                let found = results.first(where: {
-                    ($0.guest == name || $0.uuid == name.lowercased()) && $0.undoOf == nil
-                        && !undone.contains($0.restoreID)
-                })
-            else {
-                throw APIFailure.conflict(
-                    "nothingToUndo", "no restore of \"\(name)\" is there to take back",
-                    hint: "stillpoint job list shows what was done")
-            }
-            return found
-        }
-        if request.dryRun ?? false { return restores.map { Self.undoPlan($0) } }
-        var done: [GuestRestoreResult] = []
-        for restore in restores { done.append(try await undo(restore, report)) }
-        return done
-    }
-
-    private static func undoPlan(_ restore: GuestRestoreResult) -> GuestRestoreResult {
-        var plan = restore
-        plan.undoOf = restore.restoreID
-        plan.steps = ["stop \(restore.guest)"]
-        if restore.keptSnapshot != nil {
-            plan.steps.append("put \(restore.reverted.joined(separator: ", ")) back to what was there before")
-        }
-        if !restore.clones.isEmpty { plan.steps.append("delete \(restore.clones.joined(separator: ", "))") }
-        plan.steps.append("bring back the files and the definition from before")
-        return plan
-    }
-
-    private func undo(
-        _ restore: GuestRestoreResult, _ report: any SagaReporting
-    ) async throws -> GuestRestoreResult {
-        var result = restore
-        result.undoOf = restore.restoreID
-        result.restoreID = String(UUID().uuidString.lowercased().prefix(8))
-        result.steps = []
-        let artifacts = ["uri": restore.state["uri"] ?? ""]
-        await report.stepBegan("guest.undo", detail: restore.guest)
-        do {
-            if restore.clones.isEmpty {
-                let call = GuestRestoreCall(
-                    action: .stop, restoreID: restore.restoreID, guest: restore.uuid, artifacts: artifacts)
-                let answer: GuestRestoreAnswer = try await ask(restore.agent, call, Self.stopSeconds)
-                result.steps += answer.steps
-            }
-            if let kept = restore.keptSnapshot {
-                let request = RevertRequest(volumes: restore.reverted, snapshot: kept, drive: true)
-                let reverted = try await sagas.reverts.run(request: request, report: InnerReport(outer: report))
-                result.keptSnapshot = reverted.keptSnapshot
-                result.steps.append("\(restore.reverted.joined(separator: ", ")) hold what they held before")
-            }
-            var call = GuestRestoreCall(
-                action: .undo, restoreID: restore.restoreID, guest: restore.uuid, artifacts: artifacts)
-            call.state = restore.state
-            let answer: GuestRestoreAnswer = try await ask(restore.agent, call, Self.stopSeconds)
-            result.steps += answer.steps
-            for name in restore.clones { result.steps += await remove(volume: name) }
-        } catch {
-            await report.stepFailed("guest.undo", detail: APIFailure.from(error).message)
-            throw error
-        }
-        await report.stepSucceeded("guest.undo", detail: result.steps.joined(separator: "; "))
-        return result
-    }
-
     // MARK: Small things
 
-    private func ask<Answer: Decodable & Sendable>(
+    func ask<Answer: Decodable & Sendable>(
         _ agent: String, _ call: GuestRestoreCall, _ seconds: Double
     ) async throws -> Answer {
         let contents = try await inventory.contents()

@@ -22,6 +22,8 @@ struct GuestRestoreNote: Codable, Sendable {
     var temporarySnapshot: String?
     /// Volumes made for a guest beside the original.
     var clones: [String] = []
+    /// A restore that was made and is to be undone, with what undoing it has done so far.
+    var undoing: GuestRestoreResult?
 }
 
 /// Notes as files of the node's data directory.

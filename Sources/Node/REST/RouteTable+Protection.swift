@@ -151,11 +151,11 @@ extension RouteTable {
             },
             Route(
                 method: .post, path: "/v1/jobs/{id}/abandon", operation: "abandonJob",
-                summary: "Gives up a job restore.finish: what an agent stopped for a revert is then left to people.",
+                summary: "Gives up a job restore.finish or guest.takeBack: what is left of its work is left to people.",
                 access: .administrator, answer: answer(200, "The job, which is about to end.", .named("JobInfo")),
                 failures: [404: "jobNotFound", 409: "notAbandonable"]
             ) { request in
-                try .value(try await services.sagas.backlog.abandon(jobID: try request.parameter("id")))
+                try .value(try await services.abandon(jobID: try request.parameter("id")))
             },
             Route(
                 method: .get, path: "/v1/jobs/{id}/events", operation: "watchJob",

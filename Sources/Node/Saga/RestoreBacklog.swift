@@ -138,7 +138,8 @@ final class RestoreBacklog: Sendable {
             throw APIFailure.conflict(
                 "notAbandonable",
                 job.state.isEnded ? "the job has ended already" : "the job \(job.kind) ends by itself",
-                hint: "Only running jobs of the kind \(Self.jobKind) can be given up")
+                hint: "Only running jobs of the kinds \(Self.jobKind) and \(GuestRestoreBacklog.jobKind) can be given "
+                    + "up")
         }
         let restore = try await journal.unfinishedRestores()
             .first { $0.request.restoreID == key.restoreID && $0.agent == key.agent }

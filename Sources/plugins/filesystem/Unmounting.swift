@@ -23,7 +23,9 @@ struct Unmounting {
             return RestoreResult(steps: done.mounts.map { "\($0.mountPoint) is unmounted already" })
         }
         var mounts: [(MountEntry, String)] = []
-        for resource in parameters.resources where resource.layer == .fileSystem {
+        // Those that carry guests, too: their guests were stopped before.
+        for resource in parameters.resources
+        where resource.layer == .fileSystem || resource.layer == .hostFileSystem {
             guard let entry = table.mount(at: resource.id) else { continue }
             _ = try guardian.mount(of: resource)
             try guardian.checkUse(entry)

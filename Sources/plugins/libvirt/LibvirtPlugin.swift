@@ -63,7 +63,8 @@ struct LibvirtPlugin: Plugin {
                 let survey = Survey(call: call, parameters: parameters, configuration: configuration)
                 return try JSONValue(encoding: try survey.run())
             }
-            return try JSONValue(encoding: try Restorer(call, configuration).run())
+            return try JSONValue(
+                encoding: try Restorer(call, configuration, stateDirectory: parameters.stateDirectory).run())
         }
     }
 }

@@ -57,11 +57,18 @@ extension Guest {
         guard with({ virDomainDestroy($0) }) == 0 else { throw LibvirtError.last }
     }
 
-    /// Forgets the definition; the files of UEFI variables and of the TPM stay.
-    func undefine() throws(LibvirtError) {
-        let flags = UInt32(VIR_DOMAIN_UNDEFINE_KEEP_NVRAM.rawValue | VIR_DOMAIN_UNDEFINE_KEEP_TPM.rawValue)
+    /// Forgets the definition.
+    ///
+    /// - Parameter withFiles: removes the files of UEFI variables and of the TPM, too; else they stay.
+    func undefine(withFiles: Bool) throws(LibvirtError) {
+        let flags =
+            withFiles
+            ? UInt32(VIR_DOMAIN_UNDEFINE_NVRAM.rawValue | VIR_DOMAIN_UNDEFINE_TPM.rawValue)
+            : UInt32(VIR_DOMAIN_UNDEFINE_KEEP_NVRAM.rawValue | VIR_DOMAIN_UNDEFINE_KEEP_TPM.rawValue)
         guard with({ virDomainUndefineFlags($0, flags) }) == 0 else { throw LibvirtError.last }
     }
+
+    private static let askAgainSeconds = 10.0
 
     /// Asks the guest to shut down, and pulls its plug when it has not after `seconds`.
     ///
@@ -69,11 +76,16 @@ extension Guest {
     func stop(withinSeconds seconds: Double) throws(LibvirtError) -> Bool {
         let flags = UInt32(
             VIR_DOMAIN_SHUTDOWN_GUEST_AGENT.rawValue | VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN.rawValue)
-        let isAsked = (try? state().state) == .running && with { virDomainShutdownFlags($0, flags) } == 0
+        var isAsked = (try? state().state) == .running && with { virDomainShutdownFlags($0, flags) } == 0
         let deadline = MonotonicInstant.now.advanced(bySeconds: seconds)
+        var askAgainAt = MonotonicInstant.now.advanced(bySeconds: Self.askAgainSeconds)
         while isAsked, deadline > .now {
             if try state().state == .off { return true }
             usleep(100_000)
+            guard askAgainAt <= .now else { continue }
+            // One that is only booting does not hear the first time.
+            isAsked = with { virDomainShutdownFlags($0, flags) } == 0 || (try? state().state) == .running
+            askAgainAt = .now.advanced(bySeconds: Self.askAgainSeconds)
         }
         // Gone by itself in this moment is as good.
         do throws(LibvirtError) { try destroy() } catch { guard try state().state == .off else { throw error } }

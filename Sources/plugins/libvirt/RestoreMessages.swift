@@ -12,6 +12,8 @@ struct RestoreCall: Codable, Sendable {
         case stop
         /// Brings files and definition back, and starts the guest.
         case apply
+        /// Turns off what an unfinished restore has started.
+        case halt
         /// Takes an `apply` back, and brings back what `stop` found.
         case undo
     }

@@ -10,6 +10,9 @@ final class RestoreSource {
     private var isAttached = false
     private var isMounted = false
 
+    private static let parent = "/run/stillpoint-restore"
+    private static func runDirectory(_ restoreID: String) -> String { "\(parent)/\(restoreID)" }
+
     private static let attachSeconds = 60.0
     private static let mountSeconds = 120.0
 
@@ -19,10 +22,10 @@ final class RestoreSource {
     init(_ source: RestoreCall.Source, restoreID: String) throws(PluginFailure) {
         name = source.name
         // Not under the agent's own directory: the agent would take the clone for a volume that it protects.
-        runDirectory = "/run/stillpoint-restore/\(restoreID)"
+        runDirectory = Self.runDirectory(restoreID)
         mountPoint = "\(runDirectory)/mnt-\(source.name)"
         program = try Self.locate()
-        for directory in ["/run/stillpoint-restore", runDirectory, mountPoint] {
+        for directory in [Self.parent, runDirectory, mountPoint] {
             guard mkdir(directory, 0o700) == 0 || errno == EEXIST else {
                 throw PluginFailure(.operatingSystem, "The directory \(directory) cannot be made: \(errorText(errno))")
             }
@@ -51,6 +54,12 @@ final class RestoreSource {
     }
 
     private func run(_ arguments: [String], seconds: Double) throws(PluginFailure) -> Command.Outcome {
+        try Self.run(arguments, in: runDirectory, seconds: seconds)
+    }
+
+    private static func run(
+        _ arguments: [String], in runDirectory: String, seconds: Double
+    ) throws(PluginFailure) -> Command.Outcome {
         var environment = Command.cleanEnvironment
         environment["STILLPOINT_RUN_DIR"] = runDirectory
         return try Command(arguments, environment: environment, timeoutSeconds: seconds).run()
@@ -93,18 +102,49 @@ final class RestoreSource {
 
     /// Unmounts and detaches; repeated, it does nothing.
     func close() {
-        if isMounted {
-            let outcome = try? run(["/usr/bin/umount", mountPoint], seconds: Self.mountSeconds)
-            if outcome?.isSuccess != true { _ = try? run(["/usr/bin/umount", "-l", mountPoint], seconds: 30) }
-            isMounted = false
-        }
-        if isAttached {
-            _ = try? run([program, "volume", "detach", name], seconds: Self.attachSeconds)
-            isAttached = false
-        }
+        if isMounted { Self.unmount(mountPoint, runDirectory) }
+        isMounted = false
+        if isAttached { Self.detach(name, program, runDirectory) }
+        isAttached = false
         rmdir(mountPoint)
-        rmdir("\(runDirectory)/attachments")
+        Self.removeDirectory(runDirectory)
+    }
+
+    private static func unmount(_ mountPoint: String, _ runDirectory: String) {
+        let outcome = try? run(["/usr/bin/umount", mountPoint], in: runDirectory, seconds: mountSeconds)
+        if outcome?.isSuccess == true { return }
+        _ = try? run(["/usr/bin/umount", "-l", mountPoint], in: runDirectory, seconds: 30)
+    }
+
+    private static func detach(_ name: String, _ program: String, _ runDirectory: String) {
+        let outcome = try? run([program, "volume", "detach", name], in: runDirectory, seconds: attachSeconds)
+        if outcome?.isSuccess == true { unlink("\(runDirectory)/attachments/.\(name).lock") }
+    }
+
+    /// What is still attached keeps its records, and the directory.
+    private static func removeDirectory(_ runDirectory: String) {
+        for name in ["attachments", "attach"] { rmdir("\(runDirectory)/\(name)") }
         rmdir(runDirectory)
+    }
+
+    /// Takes away what a step of a restore left that was killed.
+    static func cleanUp(restoreID: String) {
+        let directory = runDirectory(restoreID)
+        guard fileStatus(directory) != nil, let program = try? locate() else { return }
+        for entry in directoryEntries(directory) where entry.hasPrefix("mnt-") {
+            let mountPoint = "\(directory)/\(entry)"
+            if MountTable.current().mount(at: mountPoint) != nil { unmount(mountPoint, directory) }
+            rmdir(mountPoint)
+        }
+        for entry in directoryEntries("\(directory)/attachments") where entry.hasPrefix(".") {
+            if entry.hasSuffix(".state") { detach(String(entry.dropFirst().dropLast(6)), program, directory) }
+        }
+        for entry in directoryEntries("\(directory)/attachments") where entry.hasSuffix(".lock") {
+            // Nothing was begun under this name, or all of it is gone.
+            let state = "\(directory)/attachments/\(entry.dropLast(5)).state"
+            if fileStatus(state) == nil { unlink("\(directory)/attachments/\(entry)") }
+        }
+        removeDirectory(directory)
     }
 
     /// The whole path of a file of the source.

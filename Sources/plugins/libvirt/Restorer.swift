@@ -12,23 +12,30 @@ final class Restorer {
     private var steps: [String] = []
     private var state: [String: String]
     private var sources: [String: RestoreSource] = [:]
+    private let progress: RestoreProgress
 
     /// How long a guest is waited for that was asked to shut down.
     static let shutdownSeconds = 60.0
 
-    init(_ call: RestoreCall, _ configuration: LibvirtConfiguration) throws(PluginFailure) {
+    /// - Parameter stateDirectory: the restore's own, the same for all of its steps.
+    init(
+        _ call: RestoreCall, _ configuration: LibvirtConfiguration, stateDirectory: String
+    ) throws(PluginFailure) {
         let isLegal = call.restoreID.allSatisfy { $0.isASCII && ($0.isLetter || $0.isNumber || $0 == "-") }
         guard isLegal, (1...64).contains(call.restoreID.count) else {
             throw PluginFailure(.badRequest, "A restoreID has 1 to 64 letters, digits and -")
         }
         self.call = call
         self.configuration = configuration
+        progress = try RestoreProgress(stateDirectory: stateDirectory)
         (hypervisor, guest) = try Survey.hypervisor(call, configuration)
-        state = call.state ?? [:]
+        // What was noted here is at least what the node was told: it may have died before it heard the rest.
+        state = try progress.read() ?? call.state ?? [:]
     }
 
     func run() throws(PluginFailure) -> RestoreAnswer {
         defer { sources.values.forEach { $0.close() } }
+        PausePoint.reachBlocking("plugin.restore.\(call.action.rawValue).before")
         switch call.action {
         case .stop: try stop()
         case .apply:
@@ -38,13 +45,21 @@ final class Restorer {
                 // As it was before this call: the caller knows nothing of what was half done.
                 try? takeBackFiles()
                 try? takeBackGuest()
+                try? progress.write(state)
                 throw error
             }
+        case .halt:
+            RestoreSource.cleanUp(restoreID: call.restoreID)
+            try haltUnfinished()
         case .undo:
+            RestoreSource.cleanUp(restoreID: call.restoreID)
+            if call.state?["unfinished"] != nil { try haltUnfinished() }
             try takeBackFiles()
             try takeBackGuest()
         case .survey: break
         }
+        try progress.write(state)
+        PausePoint.reachBlocking("plugin.restore.\(call.action.rawValue).after")
         return RestoreAnswer(steps: steps, state: state)
     }
 
@@ -61,8 +76,10 @@ final class Restorer {
     // MARK: Stop
 
     private func stop() throws(PluginFailure) {
-        state["before.state"] = "absent"
-        guard let guest else { return }
+        guard let guest else {
+            if !isUndoing { state["before.state"] = "absent" }
+            return
+        }
         let name = guest.name
         guard !guest.hasSavedState else {
             throw PluginFailure(
@@ -70,17 +87,46 @@ final class Restorer {
                 hint: "Start it, or throw the state away: virsh managedsave-remove \(name)")
         }
         let found = try libvirt("\(name) cannot be looked at") { () throws(LibvirtError) in try guest.state().state }
-        state["before.state"] = found == .off ? "off" : "running"
-        state["before.xml"] = try libvirt("\(name)'s definition cannot be read") { () throws(LibvirtError) in
-            try guest.definition(inactive: guest.isPersistent)
+        // An undo stops what the restore made: before that was something else.
+        if !isUndoing {
+            state["before.state"] = found == .off ? "off" : "running"
+            state["before.xml"] = try libvirt("\(name)'s definition cannot be read") { () throws(LibvirtError) in
+                try guest.definition(inactive: guest.isPersistent)
+            }
+            state["before.autostart"] = "\(guest.startsAlone)"
+            state["before.persistent"] = "\(guest.isPersistent)"
         }
-        state["before.autostart"] = "\(guest.startsAlone)"
-        state["before.persistent"] = "\(guest.isPersistent)"
         guard found != .off else { return }
-        let isClean = try libvirt("\(name) cannot be stopped") { () throws(LibvirtError) in
+        state["stopping"] = "true"
+        try progress.write(state)
+        let isClean = try halt(guest)
+        state["stopping"] = nil
+        steps.append(isClean ? "\(name) was shut down" : "\(name) did not shut down by itself and was turned off")
+    }
+
+    /// What was before is known: this stops what a restore made, in order to undo that.
+    private var isUndoing: Bool { state["before.state"] != nil || state["defined"] != nil }
+
+    /// - Returns: whether it shut down by itself.
+    private func halt(_ guest: Guest) throws(PluginFailure) -> Bool {
+        try libvirt("\(guest.name) cannot be stopped") { () throws(LibvirtError) in
             try guest.stop(withinSeconds: configuration.shutdownSeconds ?? Self.shutdownSeconds)
         }
-        steps.append(isClean ? "\(name) was shut down" : "\(name) did not shut down by itself and was turned off")
+    }
+
+    /// A guest that was asked to shut down may do so at any time: that is waited for. One that the restore itself has
+    /// started has nothing to lose, and may be booting, when it hears nothing: it is turned off.
+    private func haltUnfinished() throws(PluginFailure) {
+        if state["stopping"] != nil {
+            if let guest, (try? guest.state().state) != .off { _ = try halt(guest) }
+            state["stopping"] = nil
+            return try progress.write(state)
+        }
+        guard isUndoing, let started = hypervisor.find(uuid: state["defined"] ?? call.guest),
+            (try? started.state().state) != .off
+        else { return }
+        try libvirt("\(started.name) cannot be turned off") { () throws(LibvirtError) in try started.destroy() }
+        steps.append("\(started.name), as the unfinished restore had started it, was turned off")
     }
 
     // MARK: Apply
@@ -89,6 +135,7 @@ final class Restorer {
         let kept = try Survey.definition(call, guest)
         var definition = try RestoreDefinition(kept)
         let original = try GuestDefinition(kept)
+        RestoreSource.cleanUp(restoreID: call.restoreID)
         for source in call.sources ?? [] {
             sources[source.name] = try RestoreSource(source, restoreID: call.restoreID)
         }
@@ -103,12 +150,16 @@ final class Restorer {
             let format = original.disks.first { $0.target == target }?.format
             try restore(disk, target, format: format, &definition)
         }
+        PausePoint.reachBlocking("plugin.restore.copied")
         try swapFiles()
+        PausePoint.reachBlocking("plugin.restore.swapped")
         try restoreFirmware(original)
         let name = call.beside?.name ?? original.name
         let text = definition.text
-        try libvirt("\(name) cannot be defined") { () throws(LibvirtError) in try hypervisor.define(text) }
         state["defined"] = call.beside?.uuid ?? original.uuid
+        try progress.write(state)
+        try libvirt("\(name) cannot be defined") { () throws(LibvirtError) in try hypervisor.define(text) }
+        PausePoint.reachBlocking("plugin.restore.defined")
         steps.append(guest == nil ? "\(name) is defined" : "\(name) has the definition of the snapshot")
         steps += definition.notes
         let defined = try libvirt("\(name) cannot be found") { () throws(LibvirtError) in
@@ -130,11 +181,11 @@ final class Restorer {
             var usage: String?
             if let secret = export.secret {
                 let name = export.iqn
+                try add(name, to: "secrets")
                 try libvirt("A secret cannot be kept") { () throws(LibvirtError) in
                     try hypervisor.keepSecret(usage: name, value: secret)
                 }
                 usage = name
-                state["secrets", default: ""] += name + "\n"
             }
             let host = export.portal[..<colon].filter { $0 != "[" && $0 != "]" }
             try definition.replace(
@@ -151,8 +202,9 @@ final class Restorer {
             if call.beside != nil, fileStatus(destination) != nil {
                 throw PluginFailure(.restoreFailed, "\(destination) is there already", hint: "Choose another name")
             }
-            try FileReplacement.copy(try source.path(path), to: destination, call.restoreID)
-            state["fresh", default: ""] += destination + "\n"
+            let original = try source.path(path)
+            try add(destination, to: "fresh")
+            try FileReplacement.copy(original, to: destination, call.restoreID)
             try restoreBacking(FileReplacement.fresh(destination, call.restoreID), format, source, destination)
             if call.beside != nil { try definition.replace(target, with: .file(path: destination)) }
             steps.append("\(target) was copied out of the snapshot to \(destination)")
@@ -175,9 +227,9 @@ final class Restorer {
         }
         let below = resolved.dropFirst(mount.mountPoint == "/" ? 0 : mount.mountPoint.utf8.count)
         let name = path.split(separator: "/").last ?? ""
-        try FileReplacement.copy(
-            try source.path("\(mount.root == "/" ? "" : mount.root)\(below)/\(name)"), to: path, call.restoreID)
-        state["fresh", default: ""] += path + "\n"
+        let original = try source.path("\(mount.root == "/" ? "" : mount.root)\(below)/\(name)")
+        try add(path, to: "fresh")
+        try FileReplacement.copy(original, to: path, call.restoreID)
         steps.append("\(path), on which the image stands, was copied as well")
         let lowerFormat = try BackingChain.format(FileReplacement.fresh(path, call.restoreID))
         try restoreBacking(FileReplacement.fresh(path, call.restoreID), lowerFormat, source, path)
@@ -185,14 +237,24 @@ final class Restorer {
 
     /// All copies are there and durable: now they are put in place.
     private func swapFiles() throws(PluginFailure) {
-        for path in lines("fresh") {
-            let isKept = try FileReplacement.swap(path, call.restoreID)
-            state[isKept ? "swapped" : "added", default: ""] += path + "\n"
-        }
+        for path in lines("fresh") { try swap(path) }
         state["fresh"] = nil
+        try progress.write(state)
         for path in lines("swapped") {
             steps.append("What was there before is kept as \(FileReplacement.kept(path, call.restoreID))")
         }
+    }
+
+    /// Puts the copy of one file in place. Noted before: a note without its deed is none.
+    private func swap(_ path: String) throws(PluginFailure) {
+        try add(path, to: fileStatus(path) == nil ? "added" : "swapped")
+        _ = try FileReplacement.swap(path, call.restoreID)
+    }
+
+    /// Notes one more line, before what it stands for is done.
+    private func add(_ line: String, to key: String) throws(PluginFailure) {
+        if !lines(key).contains(line) { state[key, default: ""] += line + "\n" }
+        try progress.write(state)
     }
 
     private func restoreFirmware(_ original: GuestDefinition) throws(PluginFailure) {
@@ -204,6 +266,8 @@ final class Restorer {
         let files = call.artifacts.filter { $0.key.hasPrefix("tpm.") }
         guard !files.isEmpty else { return }
         let directory = "\(GuestArtifacts.stateDirectory)/\(call.beside?.uuid ?? original.uuid)"
+        // libvirt gives what is in it to the user that the TPM's emulator runs as, who must get there.
+        for place in [GuestArtifacts.stateDirectory, directory] where mkdir(place, 0o711) == 0 { chmod(place, 0o711) }
         for (key, packed) in files.sorted(by: { $0.key < $1.key }) {
             let relative = key.dropFirst("tpm.".count)
             guard !relative.contains(".."), let bytes = GuestArtifacts.unpack(packed) else { continue }
@@ -220,9 +284,9 @@ final class Restorer {
         } catch {
             throw PluginFailure(.restoreFailed, "The directory \(parent) cannot be made: \(error)")
         }
+        try add(path, to: "fresh")
         try writeFile(FileReplacement.fresh(path, call.restoreID), bytes)
-        let isKept = try FileReplacement.swap(path, call.restoreID)
-        state[isKept ? "swapped" : "added", default: ""] += path + "\n"
+        try swap(path)
     }
 
     private func start(_ guest: Guest, _ name: String) throws(PluginFailure) {
@@ -250,15 +314,17 @@ final class Restorer {
         if let uuid = state["defined"], let running = hypervisor.find(uuid: uuid),
             (try? running.state().state) != .off
         {
-            try libvirt("\(running.name) cannot be stopped") { () throws(LibvirtError) in
-                _ = try running.stop(withinSeconds: configuration.shutdownSeconds ?? Self.shutdownSeconds)
-            }
+            _ = try halt(running)
         }
         for path in lines("fresh") { unlink(FileReplacement.fresh(path, call.restoreID)) }
         for path in lines("added") { unlink(path) }
-        for path in lines("swapped") where fileStatus(FileReplacement.kept(path, call.restoreID)) != nil {
-            // What the restored guest wrote is not thrown away either.
-            if call.action == .undo, fileStatus(path) != nil {
+        // Where the note went with the host's memory: what is kept beside an image tells as much.
+        let known = ["fresh", "added", "swapped"].flatMap(lines)
+        let planned = lines("copies").filter { !known.contains($0) }
+        for path in planned { unlink(FileReplacement.fresh(path, call.restoreID)) }
+        for path in lines("swapped") + planned where fileStatus(FileReplacement.kept(path, call.restoreID)) != nil {
+            // What the restored guest wrote is not thrown away either, where the restore was made and then undone.
+            if call.action == .undo, call.state?["unfinished"] == nil, fileStatus(path) != nil {
                 try FileReplacement.rename(path, "\(path).undone-\(call.restoreID)")
                 steps.append("What was restored is kept as \(path).undone-\(call.restoreID)")
             }
@@ -286,7 +352,10 @@ final class Restorer {
             }
         } else if state["defined"] != nil, let guest = hypervisor.find(uuid: uuid) {
             let name = guest.name
-            try libvirt("\(name) cannot be undefined") { () throws(LibvirtError) in try guest.undefine() }
+            try libvirt("\(name) cannot be undefined") { () throws(LibvirtError) in
+                // Beside the original, everything is its own; of a guest that was deleted, files may have been left.
+                try guest.undefine(withFiles: state["before.state"] == nil)
+            }
             steps.append("\(name) is gone again")
         }
         for usage in lines("secrets") { hypervisor.forgetSecret(usage: usage) }

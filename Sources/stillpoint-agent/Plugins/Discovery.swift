@@ -125,11 +125,15 @@ struct Discovery: Sendable {
     }
 
     /// One question to a plug-in of its own.
+    ///
+    /// - Parameter onLaunch: gets the process before it is asked.
     func ask<Parameters: Encodable & Sendable, Answer: Decodable & Sendable>(
-        _ plugin: InstalledPlugin, _ method: PluginMethod, _ parameters: Parameters, _ timeoutSeconds: Double
+        _ plugin: InstalledPlugin, _ method: PluginMethod, _ parameters: Parameters, _ timeoutSeconds: Double,
+        onLaunch: @Sendable (any PluginSession) async -> Void = { _ in }
     ) async -> Result<Answer, any Error> {
         do {
             let session = try await catalog.launch(plugin)
+            await onLaunch(session)
             do {
                 let answer = try await session.call(
                     method, parameters, as: Answer.self, timeoutSeconds: timeoutSeconds)

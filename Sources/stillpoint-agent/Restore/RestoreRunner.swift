@@ -34,6 +34,11 @@ actor RestoreRunner {
     private var preparing: [String: Task<RestoreResponse, any Error>] = [:]
     private var finishing: [String: Task<RestoreResponse, any Error>] = [:]
     private var finished: [(id: String, response: RestoreResponse)] = []
+    /// Plug-ins at work on steps of guests' restores, by restore.
+    private var guestSteps: [String: (number: Int, session: any PluginSession)] = [:]
+    private var guestStepCount = 0
+    /// Restores that were taken back: a step of one that the network kept until now must not be carried out any more.
+    private var takenBack: [String] = []
 
     /// - Parameter directory: of the notes; on a tmpfs.
     init(discovery: Discovery, directory: String, logger: Logger) {
@@ -66,36 +71,29 @@ actor RestoreRunner {
         return response
     }
 
-    /// One step of a guest's restore. Steps of one restore come one after another; the node sees to that.
+    /// One step of a guest's restore. They come one after another, but for a `halt` or an `undo` of a step whose node
+    /// died: that step is ended first.
     func restoreGuest(_ request: GuestRestoreAgentRequest) async throws -> JSONValue {
-        let name = Self.guestPlugin
-        try SafeIdentifier.check(request.call.restoreID, what: "restore's identifier")
-        guard let plugin = await discovery.catalog.plugin(named: name) else {
+        let (id, action) = (request.call.restoreID, request.call.action)
+        try SafeIdentifier.check(id, what: "restore's identifier")
+        guard let plugin = await discovery.catalog.plugin(named: Self.guestPlugin) else {
             throw APIFailure(
-                status: 409, code: "noPlugin", message: "There is no plug-in \(name) on this host", hint: "Install it")
+                status: 409, code: "noPlugin", message: "There is no plug-in \(Self.guestPlugin) on this host",
+                hint: "Install it")
         }
-        // Only a survey looks at where files lie: for that it needs the file systems.
-        let isSurvey = request.call.action == .survey
-        let found = isSurvey ? await discovery.discover(DiscoverRequest(volumes: request.volumes)) : nil
-        let state = "\(directory)/\(request.call.restoreID)/\(name)"
-        try FileManager.default.createDirectory(
-            atPath: state, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
-        defer { forget(request.call.restoreID) }
-        let encoded = try JSONDecoder().decode(JSONValue.self, from: try APIJSON.encoder().encode(request.call))
-        let answer: Result<JSONValue, any Error> = await discovery.ask(
-            plugin, .restoreResource,
-            ResourceRestoreParameters(
-                request: encoded,
-                devices: (found?.devices ?? []).map { PluginDevice(volume: $0.volume, naa: $0.naa, path: $0.path) },
-                resources: (found?.resources ?? []).filter { $0.plugin != name }.map(PluginResource.init),
-                volumes: request.volumes.map(PluginVolume.init), config: plugin.config, stateDirectory: state),
-            Self.guestSeconds)
+        if action == .halt || action == .undo { await endGuestStep(id) }
+        guard action != .apply || !takenBack.contains(id) else {
+            throw APIFailure(
+                status: 409, code: "restoreTakenBack", message: "Restore \(id) was taken back before this request came")
+        }
+        let answer = try await guestStep(plugin, request)
+        // What is noted of a restore under way, or of one that is done and may be taken back, is kept.
+        if action == .survey { forget(id) } else { forgetOldGuestRestores() }
         do {
             let value = try answer.get()
+            if action == .undo { forget(id) }
             if case .array(let steps)? = value["steps"] {
-                for step in steps.compactMap(\.stringValue) {
-                    logger.notice("\(step)", metadata: ["restore": "\(request.call.restoreID)"])
-                }
+                for step in steps.compactMap(\.stringValue) { logger.notice("\(step)", metadata: ["restore": "\(id)"]) }
             }
             return value
         } catch {
@@ -103,6 +101,56 @@ actor RestoreRunner {
             throw APIFailure(
                 status: 409, code: "guestRestoreFailed", message: cause?.message ?? "\(error)", hint: cause?.hint)
         }
+    }
+
+    private func guestStep(
+        _ plugin: InstalledPlugin, _ request: GuestRestoreAgentRequest
+    ) async throws -> Result<JSONValue, any Error> {
+        let id = request.call.restoreID
+        // Only a survey looks at where files lie: for that it needs the file systems.
+        let found =
+            request.call.action == .survey
+            ? await discovery.discover(DiscoverRequest(volumes: request.volumes)) : nil
+        let state = "\(directory)/\(id)/\(Self.guestPlugin)"
+        try FileManager.default.createDirectory(
+            atPath: state, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        let encoded = try JSONDecoder().decode(JSONValue.self, from: try APIJSON.encoder().encode(request.call))
+        guestStepCount += 1
+        let number = guestStepCount
+        let answer: Result<JSONValue, any Error> = await discovery.ask(
+            plugin, .restoreResource,
+            ResourceRestoreParameters(
+                request: encoded,
+                devices: (found?.devices ?? []).map { PluginDevice(volume: $0.volume, naa: $0.naa, path: $0.path) },
+                resources: (found?.resources ?? []).filter { $0.plugin != Self.guestPlugin }.map(PluginResource.init),
+                volumes: request.volumes.map(PluginVolume.init), config: plugin.config, stateDirectory: state),
+            Self.guestSeconds
+        ) { session in await self.began(id, number, session) }
+        if guestSteps[id]?.number == number { guestSteps[id] = nil }
+        return answer
+    }
+
+    private func began(_ restoreID: String, _ number: Int, _ session: any PluginSession) {
+        guestSteps[restoreID] = (number, session)
+    }
+
+    /// What a step of a restore that is to be taken back has done until now is noted; it must not do more.
+    private func endGuestStep(_ restoreID: String) async {
+        if !takenBack.contains(restoreID) { takenBack.append(restoreID) }
+        if takenBack.count > Self.memoryLimit { takenBack.removeFirst() }
+        guard let running = guestSteps[restoreID] else { return }
+        logger.notice("a step of the restore is still under way; ending it", metadata: ["restore": "\(restoreID)"])
+        await running.session.kill()
+    }
+
+    private func forgetOldGuestRestores() {
+        func age(_ id: String) -> Date? {
+            let note = "\(directory)/\(id)/\(Self.guestPlugin)/guest-restore.json"
+            return (try? FileManager.default.attributesOfItem(atPath: note))?[.modificationDate] as? Date
+        }
+        let names = (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
+        let known = names.compactMap { id in age(id).map { (id, $0) } }.sorted { $0.1 > $1.1 }
+        for (id, _) in known.dropFirst(Self.memoryLimit) where guestSteps[id] == nil { forget(id) }
     }
 
     private func performPrepare(_ request: RestoreRequest) async throws -> RestoreResponse {

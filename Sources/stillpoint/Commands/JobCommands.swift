@@ -62,10 +62,11 @@ struct JobCommands: AsyncParsableCommand {
 extension JobCommands {
     struct Abandon: NodeCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Give up bringing back what an agent stopped for a revert.",
+            abstract: "Give up a job that keeps trying until an agent has done its part.",
             discussion: """
-                For jobs of the kind restore.finish, which otherwise keep trying until the agent has done it. Mount \
-                and start by hand what is still stopped on that host.
+                For jobs of the kinds restore.finish (brings back what was stopped for a revert) and guest.takeBack \
+                (takes back the restore of a guest that was cut short). What is still stopped on that host, mount and \
+                start it by hand.
                 """)
 
         @Argument(help: "Id of the job.", completion: Names.jobs) var id: String

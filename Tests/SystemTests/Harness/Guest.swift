@@ -45,6 +45,10 @@ final class Guest {
     let name: String
     let uuid: String
     var disks: [GuestDisk]
+    /// Of `<os>`: UEFI firmware and its variables. It enters only the compressed kernel.
+    var firmware = ""
+    /// Of `<devices>`.
+    var moreDevices = ""
 
     init(host: KVMHost, name: String, disks: [GuestDisk] = []) {
         self.host = host
@@ -64,7 +68,7 @@ final class Guest {
           <memory unit='MiB'>208</memory><vcpu>1</vcpu>
           <os>
             <type arch='x86_64' machine='q35'>hvm</type>
-            <kernel>\(host.image)/vmlinux</kernel><initrd>\(host.image)/initrd</initrd>
+            \(firmware)<kernel>\(host.image)/\(firmware.isEmpty ? "vmlinux" : "vmlinuz")</kernel><initrd>\(host.image)/initrd</initrd>
             <cmdline>console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off</cmdline>
           </os>
           <features><acpi/></features>
@@ -76,7 +80,7 @@ final class Guest {
             \(String(repeating: "<controller type='pci' model='pcie-root-port'/>", count: 10))
             <serial type='file'><source path='\(consolePath)'/></serial>
             <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
-            <memballoon model='none'/>
+            <memballoon model='none'/>\(moreDevices)
           </devices>
         </domain>
         """
