@@ -14,7 +14,7 @@ help:
 	@echo "make test      install what the tests need, lint, build and run them all"
 	@echo "make simulate  run the store's simulator over SEEDS=$(SEEDS) histories"
 	@echo "make bench     the store beside a raw file, qcow2, btrfs and xfs; the node from outside (BENCH=SECTIONS)"
-	@echo "make bench-kvm how long guests are quiet during a snapshot, seen from inside, against other ways"
+	@echo "make bench-kvm how long guests are quiet during a snapshot, seen from inside, against other ways (KVM_BENCH=OPTIONS)"
 	@echo "make bench-iscsi  the iSCSI target beside tgtd, with one client (CASES=REGEX, ROUNDS=3, SECONDS_EACH=1.5)"
 	@echo "make sanitize  the SCSI and iSCSI tests under the thread and the address sanitizer"
 	@echo "make fuzz      fuzz the parsers that face the network for FUZZ_SECONDS=$(FUZZ_SECONDS) each"
@@ -71,7 +71,7 @@ bench:
 bench-kvm:
 	@scripts/setup.sh build test
 	$(SWIFT) build -c release
-	@python3 Benchmarks/kvm_bench.py "$$($(SWIFT) build -c release --show-bin-path)"
+	@python3 Benchmarks/kvm_bench.py "$$($(SWIFT) build -c release --show-bin-path)" $(KVM_BENCH)
 
 bench-iscsi:
 	@scripts/setup.sh build bench-iscsi

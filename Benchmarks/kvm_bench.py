@@ -1,12 +1,20 @@
 """How long guests are quiet, as a writer inside each of them sees it: the longest time between two durable writes.
 
-Three ways to take a snapshot of 1, 2, 4 and 8 guests are compared on the same guests:
+Three ways to take a snapshot of 1, 2, 4 and 8 guests are compared on the same guests, by turns:
   ours      one snapshot of all volumes, guests frozen by their agents, all at the same time
-  serial    what the old plug-ins do: each guest suspended in turn, one snapshot, each resumed in turn, with virsh
+  serial    what the old plug-ins do: each guest suspended in turn, one snapshot, each resumed in turn, with virsh; a
+            suspended guest's clock stands still, so that its writer sees nothing of it: here it is the time between the
+            two commands' ends, by the host's clock
   qcow2     virsh snapshot-create-as --quiesce --disk-only of a local image, one guest after the other
-Usage: Benchmarks/kvm_bench.py BIN_DIRECTORY [GUESTS]
+Then, without the writers' figures, snapshots in a row: how long it takes from the last guest's acknowledgement of its
+freeze to the first request to thaw one, which is the part that is not the guests'.
+
+Usage: Benchmarks/kvm_bench.py BIN_DIRECTORY [--guests 1,2,4,8] [--rounds 3] [--holds 25] [--seconds 280] [--raw FILE]
+--seconds ends it in time: what is measured until then is printed. Guests run with QEMU's emulation of the processor (TCG),
+where many guests share few cores: compare within a column's own count of guests, and look at "undisturbed" first.
 """
 
+import argparse
 import base64
 import concurrent.futures
 import json
@@ -15,23 +23,24 @@ import shutil
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
 
 from node_bench import Node
 
-ROUNDS = 5
 SCRIPTS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scripts")
-PAUSE_MICROSECONDS = 2000
+# Between two writes of a writer: guests under emulation share two cores, and are not to be measured out of breath.
+PAUSE_MICROSECONDS = 10000
+QUIET_BEFORE_SECONDS = 1
+LEASE_SECONDS = 30
 
 
 class Host:
     """A private libvirtd with an agent of ours in its mount namespace."""
 
     def __init__(self, node):
-        self.node = node
+        self.node, self.agent = node, None
         self.image = subprocess.run([SCRIPTS + "/build-guest.sh"], check=True, capture_output=True,
                                     text=True).stdout.strip()
         self.folder = tempfile.mkdtemp(prefix="sp-b", dir="/tmp")
@@ -39,7 +48,8 @@ class Host:
         self.daemon = SCRIPTS + "/private-libvirtd.sh"
         with open(self.folder + "/start.log", "w") as log:
             subprocess.run([self.daemon, "start", self.folder, self.image + "/cache"], check=True, stdout=log,
-                           stderr=log, stdin=subprocess.DEVNULL, env=dict(os.environ, PRIVATE_LIBVIRTD_OWNER=str(os.getpid())))
+                           stderr=log, stdin=subprocess.DEVNULL,
+                           env=dict(os.environ, PRIVATE_LIBVIRTD_OWNER=str(os.getpid())))
         self.start_agent()
 
     def start_agent(self):
@@ -54,8 +64,9 @@ class Host:
         subprocess.run(inside + ["enroll", "--node", self.node.api, "--token-file", self.shm + "/token", "--address",
                                  address] + state, check=True, stdout=subprocess.DEVNULL)
         self.log = open(self.folder + "/agent.log", "w")
-        self.agent = subprocess.Popen(inside + ["serve", "--listen", address, "--run", self.shm + "/run"] + state,
-                                      stdout=self.log, stderr=self.log)
+        self.agent = subprocess.Popen(
+            inside + ["serve", "--listen", address, "--run", self.shm + "/run", "--plugins", self.node.bin] + state,
+            stdout=self.log, stderr=self.log)
         for _ in range(100):
             if self.node.call("GET", "/v1/agents/bench")["isReachable"]:
                 return
@@ -67,20 +78,31 @@ class Host:
                               capture_output=True, text=True).stdout
 
     def stop(self):
-        self.agent.terminate()
-        self.agent.wait(20)
+        if self.agent:
+            self.agent.terminate()
+            self.agent.wait(20)
         subprocess.run([self.daemon, "stop", self.folder])
         for folder in (self.folder, self.shm):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 class Guest:
+    """Two disks with an ext4 each: a volume of ours over iSCSI, and a local qcow2 image."""
+
     def __init__(self, host, number):
         self.host, self.name, self.volume = host, "b%d" % number, "bench-%d" % number
         url = host.node.volume(self.volume, 64 << 20)
         portal, iqn = url[len("iscsi://"):].split("/")[:2]
         self.local = "%s/%s.qcow2" % (host.folder, self.name)
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", self.local, "64M"], check=True)
+        for label in ("ours", "local"):
+            fresh = "%s/%s.raw" % (host.folder, label)
+            with open(fresh, "wb") as file:
+                file.truncate(64 << 20)
+            subprocess.run(["mkfs.ext4", "-q", "-L", label, fresh], check=True)
+        subprocess.run(["qemu-img", "convert", "-n", "-f", "raw", host.folder + "/ours.raw", "--target-image-opts",
+                        "driver=raw,file.driver=iscsi,file.transport=tcp,file.portal=%s,file.target=%s,file.lun=0,"
+                        "file.initiator-name=iqn.2026-11.bench:fill" % (portal, iqn)], check=True)
+        subprocess.run(["qemu-img", "convert", "-O", "qcow2", host.folder + "/local.raw", self.local], check=True)
         address, port = portal.rsplit(":", 1)
         xml = """<domain type='qemu'><name>%s</name><uuid>%s</uuid><memory unit='MiB'>208</memory><vcpu>1</vcpu>
             <os><type arch='x86_64' machine='q35'>hvm</type><kernel>%s/vmlinux</kernel><initrd>%s/initrd</initrd>
@@ -102,13 +124,13 @@ class Guest:
         host.virsh("start", self.name)
 
     def ready(self):
-        for _ in range(600):
+        for _ in range(240):
             try:
                 self.ask("guest-ping")
-                break
+                return self.run("ls /mnt/ours /mnt/local")
             except subprocess.CalledProcessError:
                 time.sleep(0.5)
-        self.run("for d in vda vdb; do mkfs.ext4 -q /dev/$d; mkdir -p /mnt/$d; mount /dev/$d /mnt/$d; done")
+        raise SystemExit("%s does not answer" % self.name)
 
     def ask(self, command, **arguments):
         request = json.dumps({"execute": command, "arguments": arguments})
@@ -120,14 +142,20 @@ class Guest:
             state = self.ask("guest-exec-status", pid=pid)
             if state["exited"]:
                 return base64.b64decode(state.get("out-data", "")).decode()
-            time.sleep(0.1)
+            time.sleep(0.05)
 
     def start_writer(self, disk):
-        self.run("killall writer 2>/dev/null; rm -f /run/w; setsid writer -p %d /run/w /mnt/%s/n "
+        self.run("killall writer 2>/dev/null; rm -f /run/w; setsid writer -p %d -l /run/log /run/w /mnt/%s/n "
                  "</dev/null >/dev/null 2>&1 & until [ -s /run/w ]; do sleep 0.05; done" % (PAUSE_MICROSECONDS, disk))
 
-    def longest_seconds(self):
-        return float(self.run("cat /run/w; killall writer").split()[1])
+    def clock(self):
+        """The guest's calendar, in seconds; asked without starting a program in it."""
+        return self.ask("guest-get-time") / 1e9
+
+    def log(self):
+        """Ends the writer. (end, duration) of each of its rounds that was longer than 5 ms, in seconds."""
+        lines = self.run("killall writer; cat /run/log").splitlines()
+        return [tuple(float(word) for word in line.split()) for line in lines if len(line.split()) == 2]
 
 
 def each(guests, body):
@@ -138,14 +166,14 @@ def each(guests, body):
 class Ways:
     def __init__(self, host):
         self.host, self.count = host, 0
-        self.held = []
 
     def snapshot(self, guests, consistency):
         self.count += 1
         name = "bench-%d" % self.count
         node = self.host.node
-        job = node.call("POST", "/v1/snapshots", {"volumes": [g.volume for g in guests], "name": name,
-                                                  "consistency": consistency})
+        job = node.call("POST", "/v1/snapshots", {
+            "volumes": [g.volume for g in guests], "name": name, "consistency": consistency,
+            "leaseSeconds": LEASE_SECONDS})
         while job["state"] not in ("succeeded", "failed"):
             time.sleep(0.01)
             job = node.call("GET", "/v1/jobs/" + job["id"])
@@ -153,19 +181,23 @@ class Ways:
             raise SystemExit("the snapshot failed: %s" % job.get("failure"))
         return node.call("GET", "/v1/snapshots/" + name)
 
-    def nothing(self, guests):
+    def undisturbed(self, guests):
         time.sleep(1)
 
     def ours(self, guests):
-        made = self.snapshot(guests, "fileSystem")
-        self.held.append(max(member["quietSeconds"] for member in made["evidence"]["members"]))
+        return self.snapshot(guests, "fileSystem")
 
     def serial(self, guests):
+        """The longest pause of any of the guests."""
+        since, pauses = {}, []
         for guest in guests:
             self.host.virsh("suspend", guest.name)
+            since[guest] = time.monotonic()
         self.snapshot(guests, "crash")
         for guest in guests:
             self.host.virsh("resume", guest.name)
+            pauses.append(time.monotonic() - since[guest])
+        return max(pauses)
 
     def qcow2(self, guests):
         self.count += 1
@@ -175,39 +207,107 @@ class Ways:
                             "vdb,file=%s.%d" % (guest.local, self.count))
 
 
-def measure(guests, way, disk):
-    """Milliseconds: the median over the rounds of the longest quiet time of any guest."""
-    found = []
-    for _ in range(ROUNDS):
-        each(guests, lambda guest: guest.start_writer(disk))
-        way(guests)
-        found.append(max(each(guests, Guest.longest_seconds)) * 1000)
-    return statistics.median(found)
+def quiet_milliseconds(guests, way, disk):
+    """The longest quiet time of any of the guests while `way` was at work: not while programs were started in them."""
+    each(guests, lambda guest: guest.start_writer(disk))
+    time.sleep(QUIET_BEFORE_SECONDS)
+    begun = each(guests, Guest.clock)
+    told = way(guests)
+    ended = each(guests, Guest.clock)
+    logs = each(guests, Guest.log)
+    if way.__name__ == "serial":
+        return told * 1000
+    return max([5.0] + [duration * 1000 for log, first, last in zip(logs, begun, ended)
+                        for end, duration in log if first < end - duration / 2 < last])
+
+
+def held_milliseconds(snapshot):
+    """From the last acknowledged freeze to the first thaw asked for, and the longest that any guest was held."""
+    times = [member["quietSeconds"] * 1000 for member in snapshot["evidence"]["members"]]
+    return min(times), max(times)
+
+
+def percentile(values, part):
+    return sorted(values)[min(len(values) - 1, int(len(values) * part))]
+
+
+class Report:
+    NAMES = ("undisturbed", "ours", "serial", "qcow2")
+
+    def __init__(self):
+        self.quiet, self.held, self.longest = {}, {}, {}
+
+    def add(self, count, way, milliseconds):
+        self.quiet.setdefault((count, way), []).append(milliseconds)
+
+    def print_quiet(self):
+        print("longest time without a durable write in any guest (median, ms; number of rounds)")
+        print("  guests" + "".join("%18s" % name for name in self.NAMES) + "   ours/1   ours/serial")
+        counts = sorted({count for count, _ in self.quiet})
+        median = {key: statistics.median(values) for key, values in self.quiet.items()}
+        for count in counts:
+            row = ["%11.0f (%2d)   " % (median[count, name], len(self.quiet[count, name]))
+                   if (count, name) in median else "%18s" % "-" for name in self.NAMES]
+            ours = median.get((count, "ours"))
+            first, serial = median.get((counts[0], "ours")), median.get((count, "serial"))
+            print("  %6d" % count + "".join(row) + "%9s%14s" % (
+                "%.2f" % (ours / first) if ours and first else "-", "%.2f" % (ours / serial) if ours and serial else "-"))
+
+    def print_held(self):
+        print("snapshots in a row, ms: last freeze acknowledged to first thaw asked for; the longest that a guest was held")
+        for count in sorted(self.held):
+            held, longest = self.held[count], self.longest[count]
+            print("  %6d guests, %3d snapshots: median %5.1f, p99 %5.1f, longest %5.1f; held: median %5.0f, longest %5.0f" % (
+                count, len(held), statistics.median(held), percentile(held, 0.99), max(held),
+                statistics.median(longest), max(longest)), flush=True)
+
+
+def measure(arguments, host, guests, report, deadline):
+    ways = Ways(host)
+    counts = [count for count in arguments.guests if count <= len(guests)]
+    for count in counts:
+        ways.ours(guests[:count])  # The first of each is not counted: everything is cold.
+    for _ in range(arguments.rounds):
+        for count in counts:
+            for way, disk in ((ways.undisturbed, "ours"), (ways.ours, "ours"), (ways.serial, "ours"),
+                              (ways.qcow2, "local")):
+                if time.monotonic() > deadline:
+                    return
+                report.add(count, way.__name__, quiet_milliseconds(guests[:count], way, disk))
+    for _ in range(arguments.holds):
+        for count in counts:
+            if time.monotonic() > deadline:
+                return
+            least, most = held_milliseconds(ways.ours(guests[:count]))
+            report.held.setdefault(count, []).append(least)
+            report.longest.setdefault(count, []).append(most)
 
 
 def main():
-    bin_directory = sys.argv[1]
-    most = int(sys.argv[2]) if len(sys.argv) > 2 else 8
-    node = Node(bin_directory)
-    host = None
+    parser = argparse.ArgumentParser()
+    parser.add_argument("bin")
+    parser.add_argument("--guests", type=lambda text: [int(word) for word in text.split(",")], default=[1, 2, 4, 8])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--holds", type=int, default=25)
+    parser.add_argument("--seconds", type=float, default=280)
+    parser.add_argument("--raw", help="a file for all single figures, as JSON")
+    arguments = parser.parse_args()
+    deadline = time.monotonic() + arguments.seconds - 15
+    node = Node(os.path.abspath(arguments.bin))
+    host, report = None, Report()
     try:
         host = Host(node)
-        guests = [Guest(host, number) for number in range(1, most + 1)]
+        guests = [Guest(host, number) for number in range(1, max(arguments.guests) + 1)]
         each(guests, Guest.ready)
-        ways = Ways(host)
-        print("longest time without a durable write inside a guest (median of %d, ms)" % ROUNDS)
-        print("  guests    undisturbed       ours     serial      qcow2   ours/1   ours/serial")
-        first = None
-        for count in [n for n in (1, 2, 4, 8, 16) if n <= most]:
-            some = guests[:count]
-            base, ours, serial = (measure(some, way, "vda") for way in (ways.nothing, ways.ours, ways.serial))
-            qcow2 = measure(some, ways.qcow2, "vdb")
-            first = first or ours
-            print("  %6d %14.0f %10.0f %10.0f %10.0f %8.2f %13.2f" % (
-                count, base, ours, serial, qcow2, ours / first, ours / serial), flush=True)
-        held = sorted(ways.held)
-        print("ours, freeze acknowledged to release begun: median %.0f ms, longest of %d %.0f ms" % (
-            statistics.median(held) * 1000, len(held), held[-1] * 1000))
+        print("%d guests answer after %.0f s" % (len(guests), arguments.seconds - 15 - (deadline - time.monotonic())),
+              flush=True)
+        measure(arguments, host, guests, report, deadline)
+        report.print_quiet()
+        report.print_held()
+        if arguments.raw:
+            with open(arguments.raw, "w") as file:
+                json.dump({"quiet": {"%d %s" % key: value for key, value in report.quiet.items()},
+                           "held": report.held, "longest": report.longest}, file)
     finally:
         if host:
             host.stop()

@@ -4,7 +4,7 @@
 # Usage: scripts/demo-kvm.sh BIN_DIRECTORY     (make demo-kvm calls it; needs root)
 set -euo pipefail
 
-bin=${1:?usage: scripts/demo-kvm.sh BIN_DIRECTORY}
+bin=$(realpath -e -- "${1:?usage: scripts/demo-kvm.sh BIN_DIRECTORY}")
 [ "$(id -u)" = 0 ] || { echo "demo-kvm: a libvirtd of its own needs root; run: sudo make demo-kvm" >&2; exit 1; }
 here=$(cd "$(dirname "$0")" && pwd)
 count=${DEMO_GUESTS:-3}

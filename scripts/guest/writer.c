@@ -1,7 +1,9 @@
 // Writes the numbers 1, 2, 3, … to each of several files, one line of 16 bytes each, durable in the first file before it
 // goes to the second, and so on. So of files F1, F2, … every copy that was taken at one instant holds 1…n1, 1…n2, … with
 // n1 >= n2 >= … >= n1 - 1. What it has done, and the longest time that a round took, stands in a file in memory.
-//   writer [-p PAUSE_MICROSECONDS] STATUS_FILE FILE...
+// With -l, each round longer than 5 ms is a line of a log, which lies in memory, too: the calendar's time of its end, and how
+// long it took, in seconds.
+//   writer [-p PAUSE_MICROSECONDS] [-l LOG_FILE] STATUS_FILE FILE...
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
@@ -11,22 +13,26 @@
 #include <time.h>
 #include <unistd.h>
 
-static double now(void) {
+static double now(clockid_t clock) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return t.tv_sec + t.tv_nsec / 1e9;
 }
 
 int main(int argc, char **argv) {
     long pause = 0;
+    FILE *log = NULL;
     int option;
-    while ((option = getopt(argc, argv, "p:")) != -1) {
-        if (option != 'p') return 2;
-        pause = atol(optarg);
+    while ((option = getopt(argc, argv, "p:l:")) != -1) {
+        if (option == 'p') {
+            pause = atol(optarg);
+        } else if (option != 'l' || !(log = fopen(optarg, "w"))) {
+            return 2;
+        }
     }
     int files = argc - optind - 1;
     if (files < 1 || files > 16) {
-        fprintf(stderr, "usage: writer [-p PAUSE_MICROSECONDS] STATUS_FILE FILE...\n");
+        fprintf(stderr, "usage: writer [-p PAUSE_MICROSECONDS] [-l LOG_FILE] STATUS_FILE FILE...\n");
         return 2;
     }
     int status = open(argv[optind], O_WRONLY | O_CREAT, 0644);
@@ -46,7 +52,7 @@ int main(int argc, char **argv) {
         // Goes on where the shortest file ends: the files after it may lack the last line of those before.
         if (i == 0 || (uint64_t)size / 16 + 1 < next) next = size / 16 + 1;
     }
-    double longest = 0, before = now();
+    double longest = 0, before = now(CLOCK_MONOTONIC);
     for (uint64_t n = next;; n++) {
         char line[32];
         snprintf(line, sizeof line, "%015llu\n", (unsigned long long)n);
@@ -57,15 +63,19 @@ int main(int argc, char **argv) {
                 return 1;
             }
         }
-        double after = now();
+        double after = now(CLOCK_MONOTONIC);
         if (after - before > longest) longest = after - before;
+        if (log && after - before > 0.005) {
+            fprintf(log, "%.6f %.6f\n", now(CLOCK_REALTIME), after - before);
+            fflush(log);
+        }
         before = after;
         char text[64];
         int length = snprintf(text, sizeof text, "%015llu %012.6f\n", (unsigned long long)n, longest);
         if (pwrite(status, text, length, 0) != length) return 1;
         if (pause > 0) {
             usleep(pause);
-            before = now();
+            before = now(CLOCK_MONOTONIC);
         }
     }
 }
