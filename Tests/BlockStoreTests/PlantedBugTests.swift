@@ -12,7 +12,7 @@ import Testing
         static let rare: Set<PlantedBug> = [.tornBatchAccepted, .journalReusedTooEarly]
         static let ofVolatileLog: Set<PlantedBug> = [.logFailureIgnored, .logDroppedTooEarly, .logRepeatsJournal]
         /// Found within 200 seeds.
-        static let slow: Set<PlantedBug> = [.logDroppedTooEarly, .cursorIgnoredWhenFreeing, .superblockNotSynced]
+        static let slow: Set<PlantedBug> = [.cursorIgnoredWhenFreeing]
         /// These need a second thread, a full pool or rot, and have tests of their own.
         static let special: Set<PlantedBug> = [.claimIgnored, .checksumIgnored, .noReserve, .digestNotCompared]
         static let isLongRun = (environmentNumber("STILLPOINT_SIM_SEEDS") ?? 0) >= 200
