@@ -2,8 +2,8 @@ import API
 import Foundation
 import Testing
 
-/// A restore that is cut short is taken back, whoever dies at whichever step: the guest is never lost, and others do not
-/// notice.
+/// A restore that is cut short is taken back, whoever dies at whichever step: the guest is never lost, and others do
+/// not notice.
 @Suite(
     "Guests: kills during a restore", .serialized,
     .enabled(if: KVMComponents.areThere && Components.hasAttachment, "\(KVMComponents.skipReason)"))

@@ -3,9 +3,9 @@ import Foundation
 import Logging
 import Synchronization
 
-/// Restores of guests that were cut short and are not taken back yet, and undos that were cut short: for each a job that
-/// keeps trying, with longer and longer pauses, until it is done or an operator gives it up. The notes are files of the
-/// node, so that a restart goes on with them.
+/// Restores of guests that were cut short and are not taken back yet, and undos that were cut short: for each a job
+/// that keeps trying, with longer and longer pauses, until it is done or an operator gives it up. The notes are files
+/// of the node, so that a restart goes on with them.
 final class GuestRestoreBacklog: Sendable {
     static let jobKind = "guest.takeBack"
     /// The first pause and the longest.

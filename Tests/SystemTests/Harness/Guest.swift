@@ -61,6 +61,8 @@ final class Guest {
     var initiator: String { "iqn.2008-11.org.linux-kvm:\(uuid)" }
     var consolePath: String { "\(host.folder.path)/\(name).console" }
 
+    private var kernel: String { firmware.isEmpty ? "vmlinux" : "vmlinuz" }
+
     var xml: String {
         """
         <domain type='qemu'>
@@ -68,7 +70,7 @@ final class Guest {
           <memory unit='MiB'>208</memory><vcpu>1</vcpu>
           <os>
             <type arch='x86_64' machine='q35'>hvm</type>
-            \(firmware)<kernel>\(host.image)/\(firmware.isEmpty ? "vmlinux" : "vmlinuz")</kernel><initrd>\(host.image)/initrd</initrd>
+            \(firmware)<kernel>\(host.image)/\(kernel)</kernel><initrd>\(host.image)/initrd</initrd>
             <cmdline>console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off</cmdline>
           </os>
           <features><acpi/></features>
