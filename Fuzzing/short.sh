@@ -18,6 +18,7 @@ echo '@_cdecl("LLVMFuzzerTestOneInput") public func fuzz(_ start: UnsafePointer<
     > "$work/probe.swift"
 swiftc -sanitize=fuzzer -parse-as-library -o "$work/probe" "$work/probe.swift" 2> "$work/log" ||
     skip "this toolchain does not link libFuzzer: $(tail -1 "$work/log")"
+command -v ar > /dev/null || skip "there is no ar (binutils)"
 [ -d "$libraries/Modules" ] || skip "$libraries has no Modules; build the tests first"
 
 flags=(-swift-version 6 -enable-upcoming-feature ExistentialAny -enable-upcoming-feature MemberImportVisibility
