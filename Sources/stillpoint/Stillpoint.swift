@@ -1,5 +1,6 @@
 import API
 import ArgumentParser
+import CLinux
 import Foundation
 import Glibc
 
@@ -29,7 +30,16 @@ struct Stillpoint: AsyncParsableCommand {
         throw CleanExit.helpRequest(self)
     }
 
+    /// Keeps the C library from reserving 64 MiB of addresses for each thread, eight times the number of processors:
+    /// that is no memory, but counts towards a limit of the address space (`ulimit -v`). `MALLOC_ARENA_MAX` decides
+    /// otherwise.
+    private static func limitArenas() {
+        guard getenv("MALLOC_ARENA_MAX") == nil else { return }
+        _ = clinux_limit_arenas(Int32(min(max(2, sysconf(Int32(_SC_NPROCESSORS_ONLN))), 8)))
+    }
+
     static func main() async {
+        limitArenas()
         do {
             var command = try await asyncParseAsRoot(nil)
             if var command = command as? any AsyncParsableCommand {
