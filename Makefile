@@ -5,13 +5,14 @@ SEEDS ?= 2000
 FUZZ_SECONDS ?= 60
 SOURCES := Package.swift Sources Tests
 
-.PHONY: help setup build release demo demo-kvm run test lint format simulate bench bench-kvm bench-iscsi fuzz sanitize clean
+.PHONY: help setup build release demo demo-kvm run test test-long lint format simulate bench bench-kvm bench-iscsi fuzz sanitize clean
 
 help:
 	@echo "make demo      build, then snapshot, damage and revert a live PostgreSQL on an iSCSI LUN"
 	@echo "make demo-kvm  build, then snapshot, delete and restore virtual machines"
 	@echo "make run       build and start a storage node on loopback (DATA=DIR)"
 	@echo "make test      install what the tests need, lint, build and run them all"
+	@echo "make test-long  tests that take minutes: PostgreSQL in a guest, under load, snapshot and restore"
 	@echo "make simulate  run the store's simulator over SEEDS=$(SEEDS) histories"
 	@echo "make bench     the store beside a raw file, qcow2, btrfs and xfs; the node from outside (BENCH=SECTIONS)"
 	@echo "make bench-kvm how long guests are quiet during a snapshot, seen from inside, against other ways (KVM_BENCH=OPTIONS)"
@@ -52,6 +53,11 @@ test:
 	@# One after another: a lease must not end because a simulator beside it takes all processors.
 	scripts/test.py $(SWIFT) test --skip-build --no-parallel
 	Fuzzing/short.sh "$$($(SWIFT) build --show-bin-path)"
+
+test-long:
+	@scripts/setup.sh build test
+	$(SWIFT) build --build-tests
+	STILLPOINT_LONG_TESTS=1 $(SWIFT) test --skip-build --no-parallel --filter KVMPostgreSQL
 
 lint:
 	$(SWIFT) format lint --strict --recursive --parallel $(SOURCES)

@@ -93,7 +93,7 @@ install -m 0755 "$here/guest/shutdown" "$root/sbin/shutdown"
 for module in drivers/virtio/virtio_ring drivers/virtio/virtio drivers/virtio/virtio_pci_legacy_dev \
     drivers/virtio/virtio_pci_modern_dev drivers/virtio/virtio_pci drivers/block/virtio_blk drivers/char/virtio_console \
     drivers/scsi/scsi_common drivers/scsi/scsi_mod drivers/scsi/sd_mod drivers/scsi/virtio_scsi \
-    lib/libcrc32c fs/xfs/xfs; do
+    lib/libcrc32c fs/xfs/xfs net/core/failover drivers/net/net_failover drivers/net/virtio_net; do
     [ -f "$modules/$module.ko" ] || continue  # built in, or gone from a newer kernel
     cp "$modules/$module.ko" "$root/modules/"
     echo "/modules/${module##*/}.ko" >> "$root/modules/order"

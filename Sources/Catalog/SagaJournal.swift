@@ -72,6 +72,10 @@ extension Catalog {
                     ) STRICT;
                     """)
         },
+        CatalogMigration(name: "saga.3.agentMachine") { database in
+            try database.execute(
+                sql: "CREATE TABLE agentMachine (agent TEXT PRIMARY KEY, machine TEXT NOT NULL) STRICT;")
+        },
     ]
 
     /// Adds a record; durable on return. A second record with the same number is refused.
@@ -137,6 +141,21 @@ extension Catalog {
             return Set(
                 try String.fetchAll(
                     database, sql: "SELECT volume FROM agentVolume WHERE agent = ?", arguments: [agent]))
+        }
+    }
+
+    /// UUID of the machine that an agent runs on; nil where it never told.
+    public func machine(ofAgent agent: String) async throws(CatalogError) -> String? {
+        try await read { database in
+            try String.fetchOne(
+                database, sql: "SELECT machine FROM agentMachine WHERE agent = ?", arguments: [agent])
+        }
+    }
+
+    public func setMachine(_ machine: String, ofAgent agent: String) async throws(CatalogError) {
+        try await write { database in
+            try database.execute(
+                sql: "INSERT OR REPLACE INTO agentMachine (agent, machine) VALUES (?, ?)", arguments: [agent, machine])
         }
     }
 

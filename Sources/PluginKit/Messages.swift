@@ -163,12 +163,31 @@ public struct DiscoverParameters: Codable, Sendable {
 
 public struct DiscoverResult: Codable, Sendable {
     public var resources: [PluginResource]
-    /// What could not be looked at, and why. May be left out.
+    /// What a person should know. May be left out.
     public var warnings: [String]?
+    /// What could not be looked at, though something on the volumes may hang on it. May be left out.
+    public var unseen: [PluginUnseen]?
 
-    public init(resources: [PluginResource], warnings: [String]? = nil) {
+    public init(resources: [PluginResource], warnings: [String]? = nil, unseen: [PluginUnseen]? = nil) {
         self.resources = resources
         self.warnings = warnings
+        self.unseen = unseen
+    }
+}
+
+/// Something that a plug-in should have looked at and could not: no snapshot may count on nothing being there.
+public struct PluginUnseen: Codable, Sendable, Equatable {
+    /// What could not be looked at, and why.
+    public var reason: String
+    /// What to do about it.
+    public var hint: String?
+    /// The volumes that it may lie on. Nil where that is not known: then it is those that the host is known to use.
+    public var volumes: [String]?
+
+    public init(reason: String, hint: String? = nil, volumes: [String]? = nil) {
+        self.reason = reason
+        self.hint = hint
+        self.volumes = volumes
     }
 }
 

@@ -12,12 +12,22 @@ public struct Resource: Codable, Sendable, Hashable {
     /// What its quiesce makes of the data on its volumes, where its layer alone does not say: a machine's file systems
     /// may be frozen from within, or its processors may just be stopped. Nil leaves the level to what else is there.
     public var level: ConsistencyLevel?
+    /// Of a machine: its UUID as it is seen inside of it.
+    public var machine: String?
+    /// Of a machine: it does not run.
+    public var isOff: Bool?
+    /// Of a machine: the agents that run inside of it. The group fills it in.
+    public var insideAgents: [String]?
+    /// Of a machine: those of its volumes that these agents recognise, and answer for. The group fills it in.
+    public var answeredFor: [String]?
 
     public init(
         plugin: String, layer: QuiesceLayer, id: String, label: String, volumes: [String],
-        details: [String: String] = [:], level: ConsistencyLevel? = nil
+        details: [String: String] = [:], level: ConsistencyLevel? = nil, machine: String? = nil, isOff: Bool? = nil
     ) {
         self.level = level
+        self.machine = machine
+        self.isOff = isOff
         self.plugin = plugin
         self.layer = layer
         self.id = id
@@ -30,6 +40,29 @@ public struct Resource: Codable, Sendable, Hashable {
 extension Resource {
     /// A machine that says what bringing it to rest makes of its disks.
     var isJudgedByLevel: Bool { layer == .machine && level != nil }
+
+    /// A machine whose file systems are frozen from within as it comes to rest. Agents inside of it leave them to it.
+    var freezesFileSystems: Bool { layer == .machine && (level ?? .crash) >= .fileSystem }
+
+    /// The best that its disk on a volume can be when bringing it to rest has made `level` of it.
+    func bound(_ level: ConsistencyLevel, on volume: String) -> ConsistencyLevel {
+        guard answeredFor?.contains(volume) == true else { return level }
+        // What runs in it is known and a member of its own, and so are its file systems, unless it freezes them.
+        return freezesFileSystems && level < .fileSystem ? .crash : .application
+    }
+}
+
+/// Where an agent runs inside of a machine that another agent brings to rest.
+public struct InsideMachine: Codable, Sendable, Equatable {
+    /// UUID of the machine.
+    public var machine: String
+    /// The volumes that the agent recognises among its disks.
+    public var volumes: Set<String>
+
+    public init(machine: String, volumes: Set<String>) {
+        self.machine = machine
+        self.volumes = volumes
+    }
 }
 
 /// A resource with the agent that can reach it.
@@ -70,20 +103,27 @@ public struct ConsistencyGroup: Codable, Sendable, Equatable {
     public let members: [Member]
     /// Volumes on which something may lie that nobody could look at, with the reason.
     public let unknown: [String: String]
+    /// Volumes on which an application may lie that nobody could look at, with the reason.
+    public let unknownApplications: [String: String]
 
     /// - Parameters:
     ///   - discovered: what each agent found, on these and on other volumes.
     ///   - unknown: volumes that an agent uses, or may use, which did not answer; with the reason.
+    ///   - unknownApplications: volumes on which the applications could not be looked at; with the reason.
+    ///   - inside: the machines that agents say they run in, by agent.
     public init(
-        volumes: [String], requested: ConsistencyLevel, discovered: [String: [Resource]], unknown: [String: String]
+        volumes: [String], requested: ConsistencyLevel, discovered: [String: [Resource]], unknown: [String: String],
+        unknownApplications: [String: String] = [:], inside: [String: InsideMachine] = [:]
     ) {
         self.volumes = volumes
         self.requested = requested
         self.unknown = unknown
+        self.unknownApplications = unknownApplications
         let group = Set(volumes)
         let layers = requested.layers
         var found: [Member] = []
-        for (agent, resources) in discovered.sorted(by: { $0.key < $1.key }) {
+        let joined = Self.join(discovered, inside)
+        for (agent, resources) in joined.sorted(by: { $0.key < $1.key }) {
             for resource in resources
             where layers.contains(resource.layer) || (requested == .fileSystem && resource.isJudgedByLevel) {
                 guard !group.isDisjoint(with: resource.volumes) else { continue }
@@ -97,13 +137,38 @@ public struct ConsistencyGroup: Codable, Sendable, Equatable {
         }
     }
 
+    /// Machines learn which agents run inside of them, and these leave the file systems to a machine that freezes them.
+    private static func join(
+        _ discovered: [String: [Resource]], _ inside: [String: InsideMachine]
+    ) -> [String: [Resource]] {
+        guard !inside.isEmpty else { return discovered }
+        var joined = discovered
+        var frozen: [String: Set<String>] = [:]
+        for (host, resources) in discovered {
+            for (index, resource) in resources.enumerated() {
+                guard resource.layer == .machine, let machine = resource.machine else { continue }
+                let guests = inside.filter { $0.value.machine == machine && $0.key != host }
+                guard !guests.isEmpty else { continue }
+                let recognised = guests.values.reduce(into: Set<String>()) { $0.formUnion($1.volumes) }
+                joined[host]?[index].insideAgents = guests.keys.sorted()
+                joined[host]?[index].answeredFor = recognised.intersection(resource.volumes).sorted()
+                guard resource.freezesFileSystems else { continue }
+                for agent in guests.keys { frozen[agent, default: []].formUnion(resource.volumes) }
+            }
+        }
+        for (agent, volumes) in frozen {
+            joined[agent]?.removeAll { $0.layer == .fileSystem && volumes.isSuperset(of: $0.volumes) }
+        }
+        return joined
+    }
+
     /// The level of one volume when exactly the members in `proven` have a proven quiet window.
     ///
     /// `application` if at least one application lies on it, in a machine or not, and everything on it is proven;
     /// `fileSystem` if every file system on it is proven and there is at least one; else `crash`. Never more than any
     /// machine on it that says what it can give. Nothing more than `crash` where something may lie on it that nobody
-    /// could look at. What lies also on volumes that the cut does not cover was quiet, perhaps, but the snapshot holds
-    /// only a part of it: it proves nothing.
+    /// could look at, nor than `fileSystem` where that is an application. What lies also on volumes that the cut does
+    /// not cover was quiet, perhaps, but the snapshot holds only a part of it: it proves nothing.
     ///
     /// - Parameter levels: what quiescing made of members, where that differs from what was expected of them.
     public func level(
@@ -112,16 +177,20 @@ public struct ConsistencyGroup: Codable, Sendable, Equatable {
         guard unknown[volume] == nil else { return .crash }
         let here = members.filter { $0.resource.volumes.contains(volume) }
         let isProven = { (member: Member) in proven.contains(member.key) && outside(member).isEmpty }
-        let machines = here.filter(\.resource.isJudgedByLevel).map { member in
-            isProven(member) ? levels[member.key] ?? member.resource.level ?? .crash : .crash
+        let judged = here.filter(\.resource.isJudgedByLevel).map { member in
+            (member.resource, isProven(member) ? levels[member.key] ?? member.resource.level ?? .crash : .crash)
         }
-        let most = machines.min() ?? .application
+        let machines = judged.map(\.1)
+        let most = judged.map { $0.bound($1, on: volume) }.min() ?? .application
         let hasApplication = here.contains { $0.resource.layer == .application } || machines.contains(.application)
-        if requested == .application, hasApplication, here.allSatisfy(isProven), most == .application {
+        if requested == .application, hasApplication, here.allSatisfy(isProven), most == .application,
+            unknownApplications[volume] == nil
+        {
             return .application
         }
         let fileSystems = here.filter { $0.resource.layer == .fileSystem || $0.resource.layer == .hostFileSystem }
-        if requested >= .fileSystem, !fileSystems.isEmpty || !machines.isEmpty, fileSystems.allSatisfy(isProven) {
+        let isFrozenWithin = machines.contains { $0 >= .fileSystem }
+        if requested >= .fileSystem, !fileSystems.isEmpty || isFrozenWithin, fileSystems.allSatisfy(isProven) {
             return min(most, .fileSystem)
         }
         return .crash
@@ -148,7 +217,7 @@ public struct ConsistencyGroup: Codable, Sendable, Equatable {
     private func shortfall(
         of volume: String, _ usable: Set<MemberKey>, _ levels: [MemberKey: ConsistencyLevel]
     ) -> String {
-        if let reason = unknown[volume] { return reason }
+        if let reason = unknown[volume] ?? unknownApplications[volume] { return reason }
         let here = members.filter { $0.resource.volumes.contains(volume) }
         if here.isEmpty { return "no agent found anything on it that could be brought to rest" }
         for member in here {
@@ -160,7 +229,7 @@ public struct ConsistencyGroup: Codable, Sendable, Equatable {
         let missing = here.filter { !usable.contains($0.key) }.map(\.text)
         if !missing.isEmpty { return "\(missing.joined(separator: ", ")) cannot be brought to rest" }
         let lesser = here.filter(\.resource.isJudgedByLevel).compactMap { member -> String? in
-            let level = levels[member.key] ?? member.resource.level ?? .crash
+            let level = member.resource.bound(levels[member.key] ?? member.resource.level ?? .crash, on: volume)
             return level < requested ? "\(member.text) is only made \(level.text)-consistent" : nil
         }
         if !lesser.isEmpty { return lesser.joined(separator: ", ") }

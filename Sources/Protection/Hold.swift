@@ -13,6 +13,7 @@ struct Hold: Sendable {
     let order: HoldOrder
     var lease: Lease
     var state: State = .requesting
+    var requestedAt: MonotonicInstant
     var heldAt: MonotonicInstant?
     var quiesceSeconds: [String: Double] = [:]
     /// Why it proves nothing.
@@ -31,11 +32,18 @@ struct Hold: Sendable {
     var releaseSentAt: MonotonicInstant?
     var releaseWasAfterCut = false
     var releaseRetryAt: MonotonicInstant?
+    var settledAt: MonotonicInstant?
     var answers: [String: ReleaseAnswer] = [:]
 
-    init(order: HoldOrder, lease: Lease) {
+    init(order: HoldOrder, lease: Lease, requestedAt: MonotonicInstant) {
         self.order = order
         self.lease = lease
+        self.requestedAt = requestedAt
+    }
+
+    /// It brings a machine to rest that an agent runs in.
+    func isAround(agent: String) -> Bool {
+        order.members.contains { $0.resource.insideAgents?.contains(agent) == true }
     }
 
     /// How much shorter than the node's own measurement the agent's may be: clock rates, and plug-ins that count in
@@ -43,11 +51,13 @@ struct Hold: Sendable {
     static let quietTolerance: Duration = .milliseconds(1)
 
     /// What this hold proves about one of its members.
-    func proof(of member: Member) -> MemberProof {
+    ///
+    /// - Parameter stopped: for how long, at most, the agent's own clock stood still with the machine that it runs in.
+    func proof(of member: Member, stopped: Duration = .zero) -> MemberProof {
         let answer = answers[member.resource.id]
         var failure = failure ?? answer?.failure
         var stillHeld = answer?.stillHeld ?? false
-        if let answer, stillHeld, let shortfall = quietShortfall(answer) {
+        if let answer, stillHeld, let shortfall = quietShortfall(answer, stopped) {
             stillHeld = false
             failure = failure ?? shortfall
         }
@@ -62,9 +72,9 @@ struct Hold: Sendable {
 
     /// The member was quiet before `heldAt` and was not released before `releaseSentAt`. If the agent measured less
     /// than what lies between, the hold was lost and taken again.
-    private func quietShortfall(_ answer: ReleaseAnswer) -> String? {
+    private func quietShortfall(_ answer: ReleaseAnswer, _ stopped: Duration) -> String? {
         guard let heldAt, let releaseSentAt else { return "it was never known to be held" }
-        let least = Lease.shortest(releaseSentAt - heldAt) - Self.quietTolerance
+        let least = Lease.shortest(releaseSentAt - heldAt) - Self.quietTolerance - stopped
         guard answer.quietSeconds < least.inSeconds else { return nil }
         return "it was quiet for \(Duration.text(seconds: answer.quietSeconds)), but should have been for at least "
             + "\(least.text): the hold was lost and taken again"

@@ -20,17 +20,23 @@ public struct SnapshotForecast: Sendable, Equatable {
     ///   - unreachable: agents that did not answer the preflight, with the reason.
     public init(
         plan: SnapshotPlan, discovered: [String: [Resource]], warnings: [String], silent: [String: String],
-        findings: [String: [Finding]], unreachable: [String: String]
+        unseen: [String: [Unseen]] = [:], inside: [String: InsideMachine] = [:], findings: [String: [Finding]],
+        unreachable: [String: String]
     ) {
         var unknown: [String: String] = [:]
+        var unknownApplications: [String: String] = [:]
         var remarks = warnings
+        for (agent, all) in unseen.sorted(by: { $0.key < $1.key }) {
+            for one in all { plan.take(one, of: agent, &unknown, &unknownApplications) }
+        }
         for (agent, reason) in silent.sorted(by: { $0.key < $1.key }) {
-            let (volumes, note) = plan.consequences(ofSilent: agent, reason)
+            let (volumes, note) = plan.consequences(ofSilent: agent, reason, discovered)
             unknown.merge(volumes) { first, _ in first }
             if let note { remarks.append(note) }
         }
         group = ConsistencyGroup(
-            volumes: plan.volumes, requested: plan.requested, discovered: discovered, unknown: unknown)
+            volumes: plan.volumes, requested: plan.requested, discovered: discovered, unknown: unknown,
+            unknownApplications: unknownApplications, inside: inside)
         let verdict = PreflightVerdict(
             group: group, findings: findings, unreachable: unreachable, history: plan.history)
         blocked = verdict.blocked
@@ -54,10 +60,47 @@ public struct SnapshotForecast: Sendable, Equatable {
     }
 }
 
+/// Something on an agent's host that could not be looked at, though the agent answered.
+public struct Unseen: Codable, Sendable, Equatable {
+    /// Nil where it is not known.
+    public var layer: QuiesceLayer?
+    /// What, why, and what to do about it.
+    public var reason: String
+    /// The volumes that it may lie on; nil means any.
+    public var volumes: Set<String>?
+
+    public init(layer: QuiesceLayer?, reason: String, volumes: Set<String>?) {
+        self.layer = layer
+        self.reason = reason
+        self.volumes = volumes
+    }
+}
+
 extension SnapshotPlan {
-    /// An agent that does not answer makes unknown what it had when it last did.
-    func consequences(ofSilent agent: String, _ reason: String) -> (unknown: [String: String], note: String?) {
-        let known = agents.first { $0.name == agent }?.lastKnownVolumes
+    /// What could not be looked at makes unknown what it may lie on; where it is an application, only those.
+    func take(
+        _ unseen: Unseen, of agent: String, _ unknown: inout [String: String],
+        _ unknownApplications: inout [String: String]
+    ) {
+        let sentence = "agent \(agent) could not look at all of it: \(unseen.reason)"
+        for volume in volumes where unseen.volumes?.contains(volume) ?? true {
+            if unseen.layer != .application {
+                unknown[volume] = unknown[volume] ?? sentence
+            } else if requested == .application {
+                unknownApplications[volume] = unknownApplications[volume] ?? sentence
+            }
+        }
+    }
+
+    /// An agent that does not answer makes unknown what it had when it last did; unless it runs in a machine that is
+    /// off, as the machine's own host says.
+    func consequences(
+        ofSilent agent: String, _ reason: String, _ discovered: [String: [Resource]]
+    ) -> (unknown: [String: String], note: String?) {
+        let candidate = agents.first { $0.name == agent }
+        let own = discovered.values.joined().first { $0.machine != nil && $0.machine == candidate?.machine }
+        if let own, own.isOff == true { return ([:], "agent \(agent) does not answer: \(own.label) is off") }
+        let known = candidate?.lastKnownVolumes
         let concerned = volumes.filter { known?.contains($0) ?? true }
         let note = "agent \(agent) does not answer (\(reason)); it had none of these volumes when it last did"
         let sentence = "agent \(agent), which may use it, does not answer: \(reason)"

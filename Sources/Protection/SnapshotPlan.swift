@@ -35,10 +35,13 @@ public struct AgentCandidate: Codable, Sendable, Equatable {
     /// The volumes it had when it last answered; nil when it never did. An agent that does not answer forbids a label
     /// only for volumes it had, or for all where that is not known.
     public var lastKnownVolumes: Set<String>?
+    /// UUID of the machine that it runs on; nil where that is not known. A machine that is off explains its silence.
+    public var machine: String?
 
-    public init(name: String, lastKnownVolumes: Set<String>?) {
+    public init(name: String, lastKnownVolumes: Set<String>?, machine: String? = nil) {
         self.name = name
         self.lastKnownVolumes = lastKnownVolumes
+        self.machine = machine
     }
 }
 

@@ -9,14 +9,16 @@ extension SnapshotSaga {
 
     mutating func takePlanning(_ event: Event, _ now: MonotonicInstant) {
         switch event {
-        case .discovered(let agent, let resources, let warnings):
+        case .discovered(let agent, let resources, let warnings, let unseen, let machine):
             guard phase == .planning, awaitedAgents.remove(agent) != nil else { return }
             discovered[agent] = resources
+            inside[agent] = machine
+            for one in unseen { plan.take(one, of: agent, &unknown, &unknownApplications) }
             notes += warnings.map { "agent \(agent): \($0)" }
             if awaitedAgents.isEmpty { planned(now) }
         case .discoverFailed(let agent, let reason):
             guard phase == .planning, awaitedAgents.remove(agent) != nil else { return }
-            agentIsSilent(agent, reason)
+            silent[agent] = reason
             if awaitedAgents.isEmpty { planned(now) }
         case .preflighted(let agent, let all):
             guard phase == .preflight, awaitedAgents.remove(agent) != nil else { return }
@@ -30,15 +32,15 @@ extension SnapshotSaga {
         }
     }
 
-    private mutating func agentIsSilent(_ agent: String, _ reason: String) {
-        let (volumes, note) = plan.consequences(ofSilent: agent, reason)
-        unknown.merge(volumes) { _, last in last }
-        if let note { notes.append(note) }
-    }
-
     private mutating func planned(_ now: MonotonicInstant) {
+        for (agent, reason) in silent.sorted(by: { $0.key < $1.key }) {
+            let (volumes, note) = plan.consequences(ofSilent: agent, reason, discovered)
+            unknown.merge(volumes) { first, _ in first }
+            if let note { notes.append(note) }
+        }
         let group = ConsistencyGroup(
-            volumes: plan.volumes, requested: plan.requested, discovered: discovered, unknown: unknown)
+            volumes: plan.volumes, requested: plan.requested, discovered: discovered, unknown: unknown,
+            unknownApplications: unknownApplications, inside: inside)
         self.group = group
         notes += group.warnings
         let shortfalls = group.shortfalls(usable: Set(group.members.map(\.key)))

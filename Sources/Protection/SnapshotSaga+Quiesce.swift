@@ -27,7 +27,7 @@ extension SnapshotSaga {
     mutating func requestHolds(_ layer: QuiesceLayer, _ now: MonotonicInstant) {
         for order in holdOrders(layer) {
             let lease = Lease(sentAt: now, length: order.lease, cap: limits.holdCap, transit: limits.transit)
-            holds.append(Hold(order: order, lease: lease))
+            holds.append(Hold(order: order, lease: lease, requestedAt: now))
             actions.append(.hold(order))
         }
     }

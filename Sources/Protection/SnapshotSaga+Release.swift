@@ -24,7 +24,8 @@ extension SnapshotSaga {
     private func mayRelease(_ hold: Hold) -> Bool {
         guard hold.state == .held || hold.state == .unsettled else { return false }
         let above = holds.filter { $0.order.layer > hold.order.layer && $0.state != .settled }
-        if above.contains(where: { $0.order.agent == hold.order.agent }) { return false }
+        let agent = hold.order.agent
+        if above.contains(where: { $0.order.agent == agent || $0.isAround(agent: agent) }) { return false }
         return above.isEmpty || patienceIsOver
     }
 
@@ -63,17 +64,17 @@ extension SnapshotSaga {
         case .released(let holdID, let answers):
             guard let index = index(holdID), holds[index].isReleasing else { return }
             for answer in answers { holds[index].answers[answer.resource] = answer }
-            settle(index)
+            settle(index, now)
         case .releaseFailed(let holdID, let reason, let isUnknown):
             guard let index = index(holdID), holds[index].isReleasing else { return }
             holds[index].isReleasing = false
             if isUnknown {
                 holds[index].failure = holds[index].failure ?? "the agent no longer had the hold: \(reason)"
-                settle(index)
+                settle(index, now)
             } else if holds[index].lease.hasSurelyEnded(at: now) {
                 holds[index].failure =
                     holds[index].failure ?? "the agent did not answer the release; its lease has ended: \(reason)"
-                settle(index)
+                settle(index, now)
             } else {
                 holds[index].releaseRetryAt = now + limits.retryInterval
             }
@@ -81,10 +82,22 @@ extension SnapshotSaga {
         }
     }
 
-    private mutating func settle(_ index: Int) {
+    private mutating func settle(_ index: Int, _ now: MonotonicInstant) {
+        holds[index].settledAt = now
         holds[index].state = .settled
         holds[index].isReleasing = false
         holds[index].releaseRetryAt = nil
+    }
+
+    /// A machine that is stopped from outside stops the clock of an agent inside of it.
+    private func stopped(_ hold: Hold) -> Duration {
+        holds.filter { $0.isAround(agent: hold.order.agent) }.reduce(.zero) { sum, machine in
+            let isFrozenWithin = machine.order.members.allSatisfy {
+                $0.resource.insideAgents?.contains(hold.order.agent) != true || $0.resource.freezesFileSystems
+            }
+            guard !isFrozenWithin, let end = machine.settledAt else { return sum }
+            return sum + (end - machine.requestedAt)
+        }
     }
 
     private mutating func closeUnquiesceSteps() {
@@ -102,7 +115,7 @@ extension SnapshotSaga {
                 return "\(member.text): \(hold.failure ?? "no answer")"
             }
             let quiet = "\(member.text) quiet for \(Duration.text(seconds: answer.quietSeconds))"
-            let proof = hold.proof(of: member)
+            let proof = hold.proof(of: member, stopped: stopped(hold))
             return proof.isProven ? quiet : "\(quiet), not proven\(proof.failure.map { ": \($0)" } ?? "")"
         }
     }
@@ -144,7 +157,9 @@ extension SnapshotSaga {
 
     private func weigh(_ group: ConsistencyGroup, _ cut: CutFacts) -> Evidence {
         let proofs = group.members.map { member -> MemberProof in
-            if let hold = holds.first(where: { $0.order.members.contains(member) }) { return hold.proof(of: member) }
+            if let hold = holds.first(where: { $0.order.members.contains(member) }) {
+                return hold.proof(of: member, stopped: stopped(hold))
+            }
             return MemberProof(
                 member: member, heldBeforeCut: false, releasedAfterCut: false, stillHeldAtRelease: false,
                 quietSeconds: 0, quiesceSeconds: 0, failure: blocked[member.key] ?? "it was not asked to come to rest",

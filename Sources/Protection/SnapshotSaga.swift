@@ -19,7 +19,9 @@ public struct SnapshotSaga: Sendable {
         case start
         case recorded(sequence: Int)
         case journalFailed(reason: String)
-        case discovered(agent: String, resources: [Resource], warnings: [String])
+        case discovered(
+            agent: String, resources: [Resource], warnings: [String], unseen: [Unseen] = [],
+            inside: InsideMachine? = nil)
         case discoverFailed(agent: String, reason: String)
         case preflighted(agent: String, findings: [Finding])
         case preflightFailed(agent: String, reason: String)
@@ -96,6 +98,10 @@ public struct SnapshotSaga: Sendable {
     var awaitedAgents: Set<String> = []
     var discovered: [String: [Resource]] = [:]
     var unknown: [String: String] = [:]
+    var unknownApplications: [String: String] = [:]
+    var inside: [String: InsideMachine] = [:]
+    /// Agents that did not answer, with the reason.
+    var silent: [String: String] = [:]
     var notes: [String] = []
     var group: ConsistencyGroup?
     var findings: [String: [Finding]] = [:]

@@ -65,4 +65,43 @@ struct DeviceResolverTests {
             [.posixPermissions: 0o777], ofItemAtPath: directory.path + "/attachments")
         #expect(resolver.resolve([VolumeReference(name: "db", naa: naa)]).warnings.count == 1)
     }
+
+    @Test("inside of a guest a disk is known by its serial or WWN, if the guest is the one that its host spoke of")
+    func guestDisks() throws {
+        let guest = "0b1c2d3e-0000-4000-8000-00000000abcd"
+        try directory.write(guest.uppercased() + "\n", to: "sys/class/dmi/id/product_uuid")
+        try directory.write("a-serial-of-more-tha", to: "sys/block/vda/serial")
+        try directory.write("\u{0}\u{80}\u{0}\u{4}db-2", to: "sys/block/sda/device/vpd_pg80")
+        try directory.write("naa.5000c50015ea71ad\n", to: "sys/block/sdb/device/wwid")
+        try directory.write("twin\n", to: "sys/block/vdb/serial")
+        try directory.write("twin\n", to: "sys/block/vdc/serial")
+        func look(_ serial: String?, _ wwn: String?, guest: String = guest) -> DeviceResolver.Finding {
+            let disk = GuestDiskReference(guest: guest, target: "vdx", serial: serial, wwn: wwn)
+            return resolver.resolve([VolumeReference(name: "db", naa: naa, guestDisks: [disk])])
+        }
+        #expect(
+            look("a-serial-of-more-than-20-bytes", nil).devices
+                == [DeviceInfo(volume: "db", naa: naa, path: "/dev/vda", guest: guest)])
+        #expect(look("db-2", nil).devices.map(\.path) == ["/dev/sda"])
+        #expect(look(nil, "5000c50015ea71ad").devices.map(\.path) == ["/dev/sdb"])
+        #expect(look("db-2", nil, guest: "another").devices.isEmpty)
+        #expect(look("db-2", nil, guest: "another").unseen.isEmpty)
+        for (serial, reason) in [("gone", "is not seen in the guest"), ("twin", "vdb, vdc have")] {
+            let found = look(serial, nil)
+            #expect(found.devices.isEmpty)
+            #expect(found.unseen.first?.reason.contains(reason) == true)
+            #expect(found.unseen.first?.volumes == ["db"])
+        }
+        #expect(resolver.machine == guest)
+    }
+
+    @Test("a disk that is passed through as it is needs no word of its host")
+    func passedThrough() throws {
+        try directory.write("guest\n", to: "sys/class/dmi/id/product_uuid")
+        try directory.write("naa.\(naa)\n", to: "sys/block/sdb/device/wwid")
+        let disk = GuestDiskReference(guest: "guest", target: "sda", serial: "other", wwn: nil)
+        let found = resolver.resolve([VolumeReference(name: "db", naa: naa, guestDisks: [disk])])
+        #expect(found.devices == [DeviceInfo(volume: "db", naa: naa, path: "/dev/sdb")])
+        #expect(found.unseen.isEmpty)
+    }
 }

@@ -12,6 +12,8 @@ final class ScriptedPlugins: PluginLauncher {
     struct Behaviour: Sendable {
         var describes: DescribeResult
         var finds: [PluginResource] = []
+        var unseen: [PluginUnseen]?
+        var failsToDiscover = false
         var failsToPrepare = false
         var supportsRestore = true
     }
@@ -53,7 +55,9 @@ final class ScriptedPlugins: PluginLauncher {
             let answer: any Sendable
             switch method {
             case .describe: answer = behaviour.describes
-            case .discover: answer = DiscoverResult(resources: behaviour.finds)
+            case .discover:
+                if behaviour.failsToDiscover { throw PluginFailure(.badConfiguration, "it makes no sense") }
+                answer = DiscoverResult(resources: behaviour.finds, unseen: behaviour.unseen)
             case .preflight: answer = PreflightResult(findings: [PluginFinding(.warning, "beware")])
             case .prepareRestore, .finishRestore:
                 if !behaviour.supportsRestore { throw PluginFailure(.notSupported, "no restore") }
@@ -85,14 +89,17 @@ struct PluginCatalogTests {
             finds: finds.map { PluginResource(id: $0, label: $0, layer: layer, volumes: ["v"]) })
     }
 
-    private func discovery(_ plugins: ScriptedPlugins) throws -> Discovery {
+    private func discovery(
+        _ plugins: ScriptedPlugins, configuration: [String: JSONValue] = [:]
+    ) throws -> Discovery {
         for name in plugins.behaviours.keys {
             try directory.write("#!/bin/sh\n", to: "plugins/stillpoint-plugin-\(name)", mode: 0o755)
         }
         let logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
         return Discovery(
             catalog: PluginCatalog(
-                directories: [directory.path + "/plugins"], configuration: [:], launcher: plugins, logger: logger),
+                directories: [directory.path + "/plugins"], configuration: configuration, launcher: plugins,
+                logger: logger),
             devices: DeviceResolver(sysfs: directory.path + "/sys", attachments: directory.path + "/attachments"),
             protectedPaths: [], scratch: directory.path, logger: logger)
     }
@@ -133,6 +140,30 @@ struct PluginCatalogTests {
         #expect(await discovery.catalog.plugins().map(\.name) == ["good"])
         #expect(await discovery.catalog.problems().count == 4)
         #expect(await discovery.discover(DiscoverRequest(volumes: volumes)).warnings.count == 4)
+    }
+
+    @Test("a plug-in that cannot look leaves volumes unseen: those it names, those of the host, or any")
+    func unseen() async throws {
+        var partly = behaviour("partly", .machine)
+        partly.unseen = [PluginUnseen(reason: "no answer", hint: "wait", volumes: ["v"]), PluginUnseen(reason: "who?")]
+        var broken = behaviour("broken", .application)
+        broken.failsToDiscover = true
+        var plain = behaviour("plain", .fileSystem)
+        plain.failsToDiscover = true
+        let configuration: [String: JSONValue] = [
+            "broken": .object(["list": .array([.object(["volume": .string("v"), "other": .string("w")])])]),
+            "absent": .object(["count": .number(1)]),
+        ]
+        let plugins = ScriptedPlugins(["partly": partly, "broken": broken, "plain": plain])
+        let answer = try await discovery(plugins, configuration: configuration)
+            .discover(DiscoverRequest(volumes: volumes))
+        let unseen = answer.unseen ?? []
+        #expect(unseen.map(\.plugin) == ["absent", "plain", "partly", "partly", "broken"])
+        #expect(unseen.map(\.scope) == [.any, .known, .named, .known, .any])
+        #expect(unseen.map(\.volumes) == [[], [], ["v"], [], ["v"]])
+        #expect(unseen.map(\.layer) == [nil, .fileSystem, .machine, .machine, .application])
+        #expect(unseen[0].reason.contains("Install it"))
+        #expect(unseen[2].reason == "partly: no answer. wait")
     }
 
     @Test("a preflight names what has no plug-in here")

@@ -66,6 +66,97 @@ struct SagaSnapshotTests {
         }
     }
 
+    @Test("what an agent cannot look at any more refuses the level on what it had, again and again, and nowhere else")
+    func unseen() async throws {
+        try await withWorld(["v1", "v2"]) { world in
+            world.agents.state.withLock { $0.names = ["host1", "host2"] }
+            let process = world.process()
+            _ = try await process.snapshots.run(request: request(["v1", "v2"]), report: RecordedReport())
+            world.agents.state.withLock {
+                $0.unseen["host1"] = [
+                    UnseenInfo(plugin: "libvirt", layer: .machine, reason: "libvirt: no answer. Start it", scope: .any)
+                ]
+            }
+            for _ in 1...2 {
+                var again = request(["v1"])
+                again.name = "s2"
+                let failure = await #expect(throws: APIFailure.self) {
+                    try await process.snapshots.run(request: again, report: RecordedReport())
+                }
+                #expect(failure?.code == "levelUnreachable")
+                #expect(failure?.message.contains("libvirt: no answer. Start it") == true)
+                let preview = try await process.snapshots.preview(again)
+                #expect(preview.refusal?.contains("libvirt: no answer. Start it") == true)
+                #expect(preview.attainableConsistency == .crash)
+            }
+            var other = request(["v2"])
+            other.name = "s3"
+            #expect(
+                try await process.snapshots.run(request: other, report: RecordedReport()).achievedConsistency
+                    == .application)
+        }
+    }
+
+    /// A guest with two disks on two volumes, and the agent inside of it, as they answered.
+    private func recordGuest(_ world: SagaWorld, serials: [String]) {
+        let machine = "0b1c2d3e-0000-4000-8000-00000000abcd"
+        let lines = zip(serials, ["v1", "v2"]).map { "vd\t\($0)\t\t\($1)" }.joined(separator: "\n")
+        let host = ResourceInfo(
+            plugin: "libvirt", layer: .machine, id: machine, label: "guest web", volumes: ["v1", "v2"],
+            details: ["machine": machine, "guestDisks": lines, "state": "running"], level: .fileSystem)
+        let inside = ["v1", "v2"].flatMap { volume in
+            [
+                ResourceInfo(
+                    plugin: "database", layer: .application, id: volume, label: "database", volumes: [volume]),
+                ResourceInfo(plugin: "filesystem", layer: .fileSystem, id: volume, label: "ext4", volumes: [volume]),
+            ]
+        }
+        world.agents.state.withLock {
+            $0.names = ["host1", "web"]
+            $0.recorded["host1"] = DiscoverResponse(devices: [], resources: [host], warnings: [], machine: "bare")
+            $0.recorded["web"] = DiscoverResponse(
+                devices: ["v1", "v2"].map { DeviceInfo(volume: $0, naa: "", path: "/dev/vda", guest: machine) },
+                resources: inside, warnings: [], machine: machine)
+        }
+    }
+
+    @Test("an agent in a guest is told which of its disks are volumes, and comes to rest before the guest is frozen")
+    func agentInGuest() async throws {
+        try await withWorld(["v1", "v2"]) { world in
+            recordGuest(world, serials: ["a", "b"])
+            let process = world.process()
+            let info = try await process.snapshots.run(request: request(["v1", "v2"]), report: RecordedReport())
+            #expect(info.achievedConsistency == .application)
+            let discovers = ["discover host1", "discover web", "discover web"]
+            #expect(world.agents.log.prefix(3).sorted() == discovers)
+            let holds = [
+                "hold web database", "hold host1 libvirt", "release host1 libvirt", "release web database",
+            ]
+            #expect(Array(world.agents.log.dropFirst(3)) == holds)
+            // Known by now: it is asked once.
+            var again = request(["v1", "v2"])
+            again.name = "s2"
+            _ = try await process.snapshots.run(request: again, report: RecordedReport())
+            #expect(Array(world.agents.log.dropFirst(7).prefix(2)).sorted() == Array(discovers.prefix(2)))
+            #expect(Array(world.agents.log.dropFirst(9)) == holds)
+        }
+    }
+
+    @Test("a disk that cannot be told in the guest refuses what an application on it would have a say in")
+    func unrecognisable() async throws {
+        try await withWorld(["v1", "v2"]) { world in
+            recordGuest(world, serials: ["a", ""])
+            let process = world.process()
+            let failure = await #expect(throws: APIFailure.self) {
+                try await process.snapshots.run(request: request(["v1", "v2"]), report: RecordedReport())
+            }
+            #expect(failure?.message.contains("--edit target=vd --disk serial=") == true)
+            let info = try await process.snapshots.run(
+                request: request(["v1", "v2"], .fileSystem), report: RecordedReport())
+            #expect(info.achievedConsistency == .fileSystem)
+        }
+    }
+
     @Test("a crash-consistent snapshot asks no agent")
     func crashConsistent() async throws {
         try await withWorld { world in

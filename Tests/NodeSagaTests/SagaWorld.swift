@@ -172,6 +172,10 @@ struct MortalJournal: SagaJournaling {
     func rememberVolumes(_ volumes: Set<String>, ofAgent name: String) async throws {
         try await journal.rememberVolumes(volumes, ofAgent: name)
     }
+    func machine(ofAgent name: String) async throws -> String? { try await journal.machine(ofAgent: name) }
+    func rememberMachine(_ machine: String, ofAgent name: String) async throws {
+        try await journal.rememberMachine(machine, ofAgent: name)
+    }
     func unfinishedRestores() async throws -> [UnfinishedRestore] { try await journal.unfinishedRestores() }
     func keep(_ restore: UnfinishedRestore) async throws {
         try life.check()
@@ -189,9 +193,15 @@ struct MortalAgents: AgentCalling {
         return try call()
     }
 
+    let guestDisks = GuestDisks()
+
     func names() async throws -> [String] { agents.names }
     func discover(_ agent: String, _ request: DiscoverRequest, timeoutSeconds: Double) async throws -> DiscoverResponse
-    { try reach { try agents.discover(agent, request) } }
+    {
+        let answer = try reach { try agents.discover(agent, request) }
+        guestDisks.learn(answer, of: agent)
+        return answer
+    }
     func preflight(
         _ agent: String, _ request: PreflightRequest, timeoutSeconds: Double
     ) async throws -> PreflightResponse { try reach { PreflightResponse(findings: agents.findings) } }
@@ -232,6 +242,10 @@ final class ScriptedAgents: Sendable {
         var losesHold: Set<String> = []
         var silent: Set<String> = []
         var failsFinish: Set<String> = []
+        /// By agent: what it could not look at; then it finds nothing.
+        var unseen: [String: [UnseenInfo]] = [:]
+        /// Answers as recorded, by agent; one with `machine` shows its devices only when it is told of its disks.
+        var recorded: [String: DiscoverResponse] = [:]
         var findings: [FindingInfo] = []
         var finishArtifacts: [String: [String: String]] = [:]
     }
@@ -250,6 +264,15 @@ final class ScriptedAgents: Sendable {
     func discover(_ agent: String, _ request: DiscoverRequest) throws -> DiscoverResponse {
         if state.withLock({ $0.silent.contains(agent) }) {
             throw APIFailure(status: 503, code: "agentUnreachable", message: "no answer")
+        }
+        if let unseen = state.withLock({ $0.unseen[agent] }) {
+            return DiscoverResponse(devices: [], resources: [], warnings: [], unseen: unseen)
+        }
+        if let recorded = state.withLock({ $0.recorded[agent] }) {
+            note("discover \(agent)")
+            let isTold = request.volumes.contains { $0.guestDisks != nil }
+            guard recorded.devices.contains(where: { $0.guest != nil }), !isTold else { return recorded }
+            return DiscoverResponse(devices: [], resources: [], warnings: [], machine: recorded.machine)
         }
         let volume = "v\(agent.dropFirst(4))"
         guard let asked = request.volumes.first(where: { $0.name == volume }) else {

@@ -71,6 +71,33 @@ struct HookTests {
         await plugin.process.end()
     }
 
+    @Test("a hook runs for every volume that it names, whoever uses it, unless it is told to run only where it is used")
+    func volumesOfOthers() async throws {
+        let scripts = try Scripts()
+        var own = try scripts.hook("own")
+        var shared = try scripts.hook("shared")
+        if case .object(var members) = own {
+            members["volumes"] = .array(["vol1", "far", "typo"].map { .string($0) })
+            own = .object(members)
+        }
+        if case .object(var members) = shared {
+            members["volumes"] = .array(["vol1", "far", "guests"].map { .string($0) })
+            members["onlyWhereUsed"] = .bool(true)
+            shared = .object(members)
+        }
+        let plugin = try RunningPlugin("hook")
+        let found = try await plugin.process.discover(
+            DiscoverParameters(
+                devices: [PluginDevice(volume: "vol1", naa: "", path: "/dev/null")],
+                resources: [PluginResource(id: "g", label: "guest", layer: .machine, volumes: ["guests"])],
+                config: scripts.config([own, shared]),
+                volumes: ["vol1", "far", "guests"].map { PluginVolume(name: $0, naa: "", exports: []) }))
+        #expect(found.resources.map(\.id) == ["hook:own", "hook:shared"])
+        #expect(found.resources.map(\.volumes) == [["far", "vol1"], ["guests", "vol1"]])
+        #expect(found.warnings?.count == 1 && found.warnings?[0].contains("hook own names typo") == true)
+        await plugin.process.end()
+    }
+
     @Test("a hook gets a clean environment, its arguments, and what it is called for")
     func environment() async throws {
         let scripts = try Scripts()

@@ -334,7 +334,7 @@ extension SnapshotSaga.Event {
         case .start: "start"
         case .recorded(let sequence): "recorded \(sequence)"
         case .journalFailed: "journalFailed"
-        case .discovered(let agent, _, _): "discovered \(agent)"
+        case .discovered(let agent, _, _, _, _): "discovered \(agent)"
         case .discoverFailed(let agent, _): "discoverFailed \(agent)"
         case .preflighted(let agent, _): "preflighted \(agent)"
         case .preflightFailed(let agent, _): "preflightFailed \(agent)"

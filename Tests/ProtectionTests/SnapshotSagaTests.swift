@@ -41,7 +41,7 @@ private struct HandDriven {
     }
 
     /// Both agents have a database on a file system.
-    mutating func plan() {
+    mutating func plan(unseen: [String: [Unseen]] = [:]) {
         send(.start)
         for agent in ["a", "b"] {
             let volume = "v\(agent)"
@@ -49,7 +49,7 @@ private struct HandDriven {
                 Resource(plugin: "db", layer: .application, id: "db", label: "database", volumes: [volume]),
                 Resource(plugin: "fs", layer: .fileSystem, id: "fs", label: "files", volumes: [volume]),
             ]
-            send(.discovered(agent: agent, resources: resources, warnings: []))
+            send(.discovered(agent: agent, resources: resources, warnings: [], unseen: unseen[agent] ?? []))
         }
         for agent in ["a", "b"] { send(.preflighted(agent: agent, findings: [])) }
     }
@@ -78,6 +78,11 @@ private struct HandDriven {
             send(.released(holdID: holdID, answers: answers))
         }
         return released
+    }
+
+    var outcome: SnapshotSaga.Outcome? {
+        for case .end(let outcome, _) in pending { return outcome }
+        return nil
     }
 
     var cutIsAskedFor: Bool {
@@ -112,6 +117,31 @@ struct SnapshotSagaTests {
         #expect(labels.first?.achieved == .application)
         run.send(.labelled)
         #expect(run.saga.isEnded)
+    }
+
+    @Test("what could not be looked at refuses the level, with its reason, or lowers it where that is allowed")
+    func unseen() {
+        for policy in [LevelPolicy.require, .allowLower] {
+            for layer in [QuiesceLayer.application, .machine] {
+                var run = HandDriven(policy: policy)
+                run.plan(unseen: ["a": [Unseen(layer: layer, reason: "no answer; wait", volumes: ["va", "vz"])]])
+                if policy == .require {
+                    guard case .failed(let failure)? = run.outcome else {
+                        Issue.record("it went on")
+                        continue
+                    }
+                    #expect(failure.code == .levelUnreachable && failure.message.contains("no answer; wait"))
+                    #expect(!failure.message.contains("vb"))
+                    continue
+                }
+                for _ in 1...2 { run.holdAll() }
+                run.send(.cutDone(facts))
+                for _ in 1...2 { _ = run.releaseAll() }
+                let evidence = run.take().compactMap { if case .label(let evidence) = $0 { evidence } else { nil } }
+                #expect(evidence.map(\.achieved) == [layer == .application ? .fileSystem : .crash])
+                #expect(evidence.first?.reasons.first?.contains("no answer; wait") == true)
+            }
+        }
     }
 
     @Test("an agent lost at release does not keep the others quiet, and its member is not proven")

@@ -26,7 +26,39 @@ struct KVMQuiesceTests {
         try failingHook(world, guest)
         try walHook(world, guest)
         try hungAgent(world, guest)
+        try hookOfTheHost(world, guest)
         try suspendedAndOff(world, guest)
+    }
+
+    /// A hook on the host for a volume that only QEMU reaches: it runs before the guest is frozen, and after its thaw.
+    private func hookOfTheHost(_ world: KVMWorld, _ guest: Guest) throws {
+        let folder = world.agent.folder.path
+        let script = folder + "/hook.sh"
+        let calls = folder + "/calls"
+        let status = "virsh qemu-agent-command g1 '{\"execute\":\"guest-fsfreeze-status\"}'"
+        try "#!/bin/sh\necho $STILLPOINT_PHASE $STILLPOINT_VOLUMES $(\(status)) >> \(calls)\n"
+            .write(toFile: script, atomically: true, encoding: .utf8)
+        try Shell.check(["chmod", "755", script])
+        world.agent.stopProcess()
+        world.agent.configuration = """
+            pluginConfiguration:
+              libvirt: {guests: [{name: g1, level: application}]}
+              hook: {hooks: [{name: app, volumes: [data], quiesce: [\(script)], unquiesce: [\(script)]}]}
+            """
+        try world.agent.start()
+        let made = try world.snapshot(["data"], name: "hooked", "--consistency", "application")
+        #expect(made.achievedConsistency == .application)
+        #expect(made.evidence?.members.map(\.plugin) == ["hook", "libvirt"])
+        let lines = try String(contentsOfFile: calls, encoding: .utf8).split(separator: "\n")
+        #expect(lines == ["quiesce data {\"return\":\"thawed\"}", "unquiesce data {\"return\":\"thawed\"}"])
+        world.agent.stopProcess()
+        world.agent.configuration = "pluginConfiguration: {hook: {hooks: [{name: app, volumes: [data]}]}}\n"
+        try world.agent.start()
+        let refused = try world.node.cli("snapshot", "create", "data", "--consistency", "application")
+        #expect(refused.status != 0 && refused.errors.contains("Plug-in hook could not look"), "\(refused)")
+        world.agent.stopProcess()
+        world.agent.configuration = Self.configuration
+        try world.agent.start()
     }
 
     private func discovers(_ world: KVMWorld, _ guest: Guest) throws {

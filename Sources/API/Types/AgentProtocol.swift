@@ -100,11 +100,34 @@ public struct VolumeReference: Codable, Sendable, Equatable {
     /// The targets that the node exports it by: for initiators that the host's kernel knows nothing of, such as
     /// QEMU's own. Nil where they are not known.
     public var exports: [ExportReference]?
+    /// The disks of the guest that the agent runs in which lie on this volume. Nil for an agent that runs in none.
+    public var guestDisks: [GuestDiskReference]?
 
-    public init(name: String, naa: String, exports: [ExportReference]? = nil) {
+    public init(
+        name: String, naa: String, exports: [ExportReference]? = nil, guestDisks: [GuestDiskReference]? = nil
+    ) {
+        self.guestDisks = guestDisks
         self.name = name
         self.naa = naa
         self.exports = exports
+    }
+}
+
+/// A disk of a guest, by what the guest itself sees of it. One of `serial` and `wwn` is there.
+public struct GuestDiskReference: Codable, Sendable, Hashable {
+    /// UUID of the guest, lower case.
+    public var guest: String
+    /// How its definition calls it, e.g. `vda`; in the guest it may have another name.
+    public var target: String
+    public var serial: String?
+    /// 16 hexadecimal digits, lower case.
+    public var wwn: String?
+
+    public init(guest: String, target: String, serial: String?, wwn: String?) {
+        self.guest = guest
+        self.target = target
+        self.serial = serial
+        self.wwn = wwn
     }
 }
 
@@ -129,13 +152,51 @@ public struct DiscoverRequest: Codable, Sendable, Equatable {
 public struct DiscoverResponse: Codable, Sendable, Equatable {
     public var devices: [DeviceInfo]
     public var resources: [ResourceInfo]
-    /// What could not be looked at, and why.
+    /// What a person should know.
     public var warnings: [String]
+    /// What could not be looked at. Nil from an agent that does not tell.
+    public var unseen: [UnseenInfo]?
+    /// UUID of this machine as its firmware tells it, lower case: a guest has the one of its definition.
+    public var machine: String?
 
-    public init(devices: [DeviceInfo], resources: [ResourceInfo], warnings: [String]) {
+    public init(
+        devices: [DeviceInfo], resources: [ResourceInfo], warnings: [String], unseen: [UnseenInfo]? = nil,
+        machine: String? = nil
+    ) {
+        self.unseen = unseen
+        self.machine = machine
         self.devices = devices
         self.resources = resources
         self.warnings = warnings
+    }
+}
+
+/// Something on a host that could not be looked at: what lies there on volumes is not known.
+public struct UnseenInfo: Codable, Sendable, Equatable {
+    /// Which volumes it may concern.
+    public enum Scope: String, Codable, Sendable {
+        /// `volumes`, and no others.
+        case named
+        /// `volumes`, and those that the host is known to use.
+        case known
+        /// The same; all there are, where nothing is known of the host.
+        case any
+    }
+
+    public var plugin: String
+    /// Nil where it is not known.
+    public var layer: ProtectionLayer?
+    /// What could not be looked at, why, and what to do about it.
+    public var reason: String
+    public var scope: Scope
+    public var volumes: [String]
+
+    public init(plugin: String, layer: ProtectionLayer?, reason: String, scope: Scope, volumes: [String] = []) {
+        self.plugin = plugin
+        self.layer = layer
+        self.reason = reason
+        self.scope = scope
+        self.volumes = volumes
     }
 }
 
@@ -148,8 +209,12 @@ public struct DeviceInfo: Codable, Sendable, Equatable {
     public var path: String
     /// The iSCSI name under which this host reaches it; nil where it cannot be told.
     public var initiator: String?
+    /// UUID of the guest that the agent runs in, where the device is a disk that the guest's host said lies on the
+    /// volume: all of it, or in an image file.
+    public var guest: String?
 
-    public init(volume: String, naa: String, path: String, initiator: String? = nil) {
+    public init(volume: String, naa: String, path: String, initiator: String? = nil, guest: String? = nil) {
+        self.guest = guest
         self.volume = volume
         self.naa = naa
         self.path = path

@@ -44,6 +44,7 @@ final class AgentRegistry: Sendable {
     let logger: Logger
     /// How long an agent's certificate lasts, in seconds.
     let certificateSeconds: Double
+    let guestDisks = GuestDisks()
     /// All volumes that agents are asked about.
     private let volumes: @Sendable () async throws -> [VolumeReference]
     private let state = Mutex(State())
@@ -71,6 +72,20 @@ final class AgentRegistry: Sendable {
     func client(_ name: String) async throws -> AgentClient {
         guard let record = try await catalog.agent(named: name) else { throw APIFailure.unknown("agent", name) }
         return try client(record)
+    }
+
+    /// Asks an agent what it finds. One inside of a guest is told by which of its disks the volumes can be known.
+    func discover(
+        _ record: AgentRecord, _ volumes: [VolumeReference], timeoutSeconds: Double
+    ) async throws -> DiscoverResponse {
+        let client = try client(record)
+        let asked = guestDisks.located(volumes, for: record.name)
+        let answer = try await client.discover(DiscoverRequest(volumes: asked), timeoutSeconds: timeoutSeconds)
+        guestDisks.learn(answer, of: record.name)
+        let known = guestDisks.located(volumes, for: record.name)
+        // Only now it is known that it is inside of a guest.
+        guard known != asked else { return answer }
+        return try await client.discover(DiscoverRequest(volumes: known), timeoutSeconds: timeoutSeconds)
     }
 
     /// Where an agent is called, `HOST:PORT`; nil where it is unknown.
@@ -192,9 +207,7 @@ final class AgentRegistry: Sendable {
         await look(at: record)
         if reachability(name).isReachable {
             do {
-                let answer = try await client(record).discover(
-                    DiscoverRequest(volumes: volumes), timeoutSeconds: Self.discoverSeconds)
-                resources = answer.resources
+                resources = try await discover(record, volumes, timeoutSeconds: Self.discoverSeconds).resources
             } catch {
                 logger.info("discovery failed", metadata: ["agent": "\(name)", "error": "\(error)"])
             }
@@ -225,6 +238,7 @@ final class AgentRegistry: Sendable {
             return state.clients.removeValue(forKey: name)
         }
         removed?.client.shutdown()
+        guestDisks.forget(name)
         logger.notice("agent removed", metadata: ["agent": "\(name)"])
     }
 
@@ -261,8 +275,7 @@ final class AgentRegistry: Sendable {
             {
                 return
             }
-            let answer = try await client(record).discover(
-                DiscoverRequest(volumes: references), timeoutSeconds: Self.discoverSeconds)
+            let answer = try await discover(record, references, timeoutSeconds: Self.discoverSeconds)
             let finding = Finding(resources: answer.resources, changes: changes, volumes: references, at: .now)
             state.withLock { $0.findings[record.name] = finding }
         } catch {

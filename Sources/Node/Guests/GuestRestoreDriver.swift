@@ -194,6 +194,8 @@ final class GuestRestoreDriver: Sendable {
         let inside = seen.resources.first { $0.resource.id == uuid }?.resource.details["insideAgent"]
         var tenants: [String: [String]] = [:]
         for (agent, resource) in seen.resources where resource.id != uuid && agent != inside {
+            // What it lies on is found by itself; a hook lies on nothing.
+            if resource.layer == .application { continue }
             for volume in resource.volumes { tenants[volume, default: []].append("\(resource.label) on \(agent)") }
         }
         return tenants

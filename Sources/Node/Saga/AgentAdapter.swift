@@ -12,8 +12,12 @@ struct AgentAdapter: AgentCalling {
     {
         var request = request
         request.volumes = targets.located(request.volumes)
-        return try await registry.client(agent).discover(request, timeoutSeconds: timeoutSeconds)
+        let answer = try await registry.client(agent).discover(request, timeoutSeconds: timeoutSeconds)
+        registry.guestDisks.learn(answer, of: agent)
+        return answer
     }
+
+    var guestDisks: GuestDisks { registry.guestDisks }
 
     func preflight(
         _ agent: String, _ request: PreflightRequest, timeoutSeconds: Double

@@ -55,6 +55,12 @@ struct CatalogJournal: SagaJournaling {
     func rememberVolumes(_ volumes: Set<String>, ofAgent name: String) async throws {
         try await catalog.setKnownVolumes(volumes, ofAgent: name)
     }
+
+    func machine(ofAgent name: String) async throws -> String? { try await catalog.machine(ofAgent: name) }
+
+    func rememberMachine(_ machine: String, ofAgent name: String) async throws {
+        try await catalog.setMachine(machine, ofAgent: name)
+    }
 }
 
 extension SagaJournalEntry {

@@ -13,7 +13,9 @@ extension TargetRegistry {
             }
         }
         return volumes.map { volume in
-            VolumeReference(name: volume.name, naa: volume.naa, exports: exports[volume.naa.lowercased()] ?? [])
+            var volume = volume
+            volume.exports = exports[volume.naa.lowercased()] ?? []
+            return volume
         }
     }
 }

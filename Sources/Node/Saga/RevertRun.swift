@@ -109,7 +109,9 @@ final class RevertRun: Sendable {
                 agent, DiscoverRequest(volumes: references), timeoutSeconds: Self.discoverSeconds)
             let names = answer.devices.compactMap { device in device.initiator.map { "\(device.volume) \($0)" } }
             reached.withLock { $0[agent] = Set(names) }
-            return .discovered(agent: agent, usesVolumes: !answer.devices.isEmpty || !answer.resources.isEmpty)
+            // Applications lie on what has a device. A hook may be for a volume that is used elsewhere.
+            let holds = !answer.devices.isEmpty || answer.resources.contains { $0.layer != .application }
+            return .discovered(agent: agent, usesVolumes: holds)
         } catch {
             return .discoverFailed(agent: agent, reason: AgentCallFailure(error).text)
         }

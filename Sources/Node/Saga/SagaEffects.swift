@@ -60,6 +60,8 @@ protocol SnapshotCutting: Sendable {
 /// The enrolled agents. Every call ends within `timeoutSeconds`, with an answer or an error.
 protocol AgentCalling: Sendable {
     func names() async throws -> [String]
+    /// What they answered of guests, and where they run themselves.
+    var guestDisks: GuestDisks { get }
     func discover(_ agent: String, _ request: DiscoverRequest, timeoutSeconds: Double) async throws -> DiscoverResponse
     func preflight(
         _ agent: String, _ request: PreflightRequest, timeoutSeconds: Double
@@ -185,6 +187,9 @@ protocol SagaJournaling: Sendable {
     /// Names of the volumes that an agent had when it last answered; nil when it never did.
     func lastKnownVolumes(ofAgent name: String) async throws -> Set<String>?
     func rememberVolumes(_ volumes: Set<String>, ofAgent name: String) async throws
+    /// UUID of the machine that an agent runs on; nil where it never told.
+    func machine(ofAgent name: String) async throws -> String?
+    func rememberMachine(_ machine: String, ofAgent name: String) async throws
     /// What agents stopped for a revert and have not brought back; the oldest first.
     func unfinishedRestores() async throws -> [UnfinishedRestore]
     /// Durable on return.

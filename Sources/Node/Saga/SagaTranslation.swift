@@ -62,7 +62,9 @@ extension Resource {
     init(_ info: ResourceInfo) {
         self.init(
             plugin: info.plugin, layer: QuiesceLayer(info.layer), id: info.id, label: info.label,
-            volumes: info.volumes, details: info.details, level: info.level.map(ConsistencyLevel.init))
+            volumes: info.volumes, details: info.details, level: info.level.map(ConsistencyLevel.init),
+            machine: info.layer == .machine ? info.details["machine"]?.lowercased() : nil,
+            isOff: info.layer == .machine && info.details["state"] == "off" ? true : nil)
     }
 
     var info: ResourceInfo {

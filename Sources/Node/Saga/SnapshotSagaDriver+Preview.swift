@@ -7,15 +7,17 @@ extension SnapshotSagaDriver {
     func preview(_ request: SnapshotCreateRequest) async throws -> SnapshotPreview {
         try Self.check(request)
         let plan = try await plan(request)
+        let round = DiscoveryRound(plan.agents.map(\.name))
         let found = await gather(from: plan.agents.map(\.name)) { [effects, limits] agent in
             try await effects.resources(
-                of: agent, timeoutSeconds: limits.discoverTimeout.inSeconds, isRemembered: false)
+                of: agent, in: round, timeoutSeconds: limits.discoverTimeout.inSeconds, isRemembered: false)
         }
+        let inside = found.answers.compactMapValues(\.inside)
         let resources = found.answers.mapValues(\.resources)
         let warnings = found.answers.sorted { $0.key < $1.key }
             .flatMap { agent, answer in answer.warnings.map { "agent \(agent): \($0)" } }
         let group = ConsistencyGroup(
-            volumes: plan.volumes, requested: plan.requested, discovered: resources, unknown: [:])
+            volumes: plan.volumes, requested: plan.requested, discovered: resources, unknown: [:], inside: inside)
         let members = Dictionary(grouping: group.members, by: \.agent)
         let checked = await gather(from: members.keys.sorted()) { [effects, limits] agent in
             try await effects.findings(
@@ -23,7 +25,8 @@ extension SnapshotSagaDriver {
                 timeoutSeconds: limits.preflightTimeout.inSeconds)
         }
         let forecast = SnapshotForecast(
-            plan: plan, discovered: resources, warnings: warnings, silent: found.failures, findings: checked.answers,
+            plan: plan, discovered: resources, warnings: warnings, silent: found.failures,
+            unseen: found.answers.mapValues(\.unseen), inside: inside, findings: checked.answers,
             unreachable: checked.failures.reduce(into: [:]) { reasons, failure in
                 reasons[failure.key] = "agent \(failure.key) did not answer the preflight: \(failure.value)"
             })
@@ -53,20 +56,77 @@ extension SnapshotSagaDriver {
     }
 }
 
+/// What an agent found on the pool's volumes.
+struct AgentFinding: Sendable {
+    var resources: [Resource]
+    var warnings: [String]
+    var unseen: [Unseen]
+    /// Where it runs in a guest that another agent's host has.
+    var inside: InsideMachine?
+}
+
 extension SagaEffects {
-    /// What an agent finds on the pool's volumes.
+    /// What an agent finds on the pool's volumes, when all agents of the round were asked. One inside of a guest is
+    /// asked again where its host tells another thing of the guest's disks than it did before.
+    ///
     /// - Parameter isRemembered: which volumes it has is kept in the catalog, for the day when it does not answer.
     func resources(
-        of agent: String, timeoutSeconds: Double, isRemembered: Bool
-    ) async throws -> (resources: [Resource], warnings: [String]) {
+        of agent: String, in round: DiscoveryRound, timeoutSeconds: Double, isRemembered: Bool
+    ) async throws -> AgentFinding {
         let pool = pool
         // All volumes, not only the group's: what lies partly outside of the group is worth a warning.
-        let volumes = try await blocking.run { pool.volumes() }
-        let request = DiscoverRequest(volumes: volumes.map { VolumeReference(name: $0.name, naa: $0.naa) })
-        let answer = try await agents.discover(agent, request, timeoutSeconds: timeoutSeconds)
+        let volumes: [VolumeReference]
+        let asked: [VolumeReference]
+        var answer: DiscoverResponse
+        do {
+            volumes = try await blocking.run { pool.volumes() }.map { VolumeReference(name: $0.name, naa: $0.naa) }
+            asked = agents.guestDisks.located(volumes, for: agent)
+            answer = try await agents.discover(agent, DiscoverRequest(volumes: asked), timeoutSeconds: timeoutSeconds)
+        } catch {
+            await round.answered(agent)
+            throw error
+        }
+        await round.answered(agent)
+        let known = agents.guestDisks.located(volumes, for: agent)
+        if known != asked {
+            answer = try await agents.discover(agent, DiscoverRequest(volumes: known), timeoutSeconds: timeoutSeconds)
+        }
+        let before = try await journal.lastKnownVolumes(ofAgent: agent)
+        if isRemembered { try await remember(answer, of: agent, before) }
+        return finding(agent, answer, before)
+    }
+
+    private func remember(_ answer: DiscoverResponse, of agent: String, _ known: Set<String>?) async throws {
         let seen = Set(answer.devices.map(\.volume) + answer.resources.flatMap(\.volumes))
-        if isRemembered { try await journal.rememberVolumes(seen, ofAgent: agent) }
-        return (answer.resources.map(Resource.init), answer.warnings)
+        if (answer.unseen ?? []).isEmpty {
+            try await journal.rememberVolumes(seen, ofAgent: agent)
+        } else if let known {
+            // What cannot be looked at now is not gone.
+            try await journal.rememberVolumes(seen.union(known), ofAgent: agent)
+        }
+        if let machine = answer.machine, try await journal.machine(ofAgent: agent) != machine {
+            try await journal.rememberMachine(machine, ofAgent: agent)
+        }
+    }
+
+    private func finding(_ agent: String, _ answer: DiscoverResponse, _ known: Set<String>?) -> AgentFinding {
+        let seen = Set(answer.devices.map(\.volume) + answer.resources.flatMap(\.volumes))
+        let unseen = answer.unseen ?? []
+        let isInside = !agents.guestDisks.disks(around: agent).isEmpty
+        return AgentFinding(
+            resources: answer.resources.map(Resource.init), warnings: answer.warnings,
+            unseen: (unseen + agents.guestDisks.unrecognisable(around: agent)).map { one in
+                let named = Set(one.volumes)
+                let volumes: Set<String>? =
+                    switch one.scope {
+                    case .named: named
+                    case .known: named.union(seen).union(known ?? [])
+                    case .any: known.map { named.union(seen).union($0) }
+                    }
+                return Unseen(layer: one.layer.map(QuiesceLayer.init), reason: one.reason, volumes: volumes)
+            },
+            inside: isInside
+                ? answer.machine.map { InsideMachine(machine: $0, volumes: Set(answer.devices.map(\.volume))) } : nil)
     }
 
     /// What an agent's plug-ins say beforehand about bringing these to rest.

@@ -105,7 +105,9 @@ extension SagaEffects {
         var candidates: [AgentCandidate] = []
         for name in try await agents.names().sorted() {
             candidates.append(
-                AgentCandidate(name: name, lastKnownVolumes: try await journal.lastKnownVolumes(ofAgent: name)))
+                AgentCandidate(
+                    name: name, lastKnownVolumes: try await journal.lastKnownVolumes(ofAgent: name),
+                    machine: try await journal.machine(ofAgent: name)))
         }
         return candidates
     }

@@ -10,6 +10,7 @@ final class SnapshotSagaRun: Sendable {
     private let report: any SagaReporting
     private let loop: SagaLoop<SnapshotSaga.Event>
     private let logger: Logger
+    private let round: DiscoveryRound
 
     init(plan: SnapshotPlan, limits: SagaLimits, effects: SagaEffects, report: any SagaReporting) {
         self.plan = plan
@@ -17,6 +18,7 @@ final class SnapshotSagaRun: Sendable {
         self.effects = effects
         self.report = report
         loop = SagaLoop(clock: effects.clock)
+        round = DiscoveryRound(plan.agents.map(\.name))
         var logger = effects.logger
         logger[metadataKey: "saga"] = "\(plan.sagaID)"
         self.logger = logger
@@ -143,8 +145,10 @@ final class SnapshotSagaRun: Sendable {
     private func discover(_ agent: String) async -> SnapshotSaga.Event {
         do {
             let found = try await effects.resources(
-                of: agent, timeoutSeconds: limits.discoverTimeout.inSeconds, isRemembered: true)
-            return .discovered(agent: agent, resources: found.resources, warnings: found.warnings)
+                of: agent, in: round, timeoutSeconds: limits.discoverTimeout.inSeconds, isRemembered: true)
+            return .discovered(
+                agent: agent, resources: found.resources, warnings: found.warnings, unseen: found.unseen,
+                inside: found.inside)
         } catch {
             return .discoverFailed(agent: agent, reason: AgentCallFailure(error).text)
         }

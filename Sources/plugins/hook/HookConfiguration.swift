@@ -23,6 +23,9 @@ struct Hook: Codable, Sendable, Equatable {
     var environment: [String: String]?
     /// The layer it belongs to; default `application`.
     var level: PluginLayer?
+    /// True: it runs only where the volumes are used, as devices or by something that another plug-in found. For one
+    /// configuration on several hosts, of which one uses the volumes at a time. Default false.
+    var onlyWhereUsed: Bool?
 
     var resourceID: String { "hook:\(name)" }
     var timeout: Double { timeoutSeconds ?? Self.defaultTimeoutSeconds }

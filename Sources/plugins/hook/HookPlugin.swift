@@ -8,15 +8,26 @@ struct HookPlugin: Plugin {
 
     func discover(_ parameters: DiscoverParameters) async throws(PluginFailure) -> DiscoverResult {
         let hooks = try HookConfiguration.read(parameters.config)
-        let here = Set(parameters.devices.map(\.volume))
+        // Devices of this host, and what is reached past its kernel: a guest's disks, for one.
+        let used = Set(parameters.devices.map(\.volume) + parameters.resources.flatMap(\.volumes))
+        // A volume that is named is meant, whoever uses it: nobody but this configuration may know how.
+        let known = used.union((parameters.volumes ?? []).map(\.name))
+        var warnings: [String] = []
         let resources = hooks.compactMap { hook -> PluginResource? in
-            let volumes = Set(hook.volumes).intersection(here).sorted()
+            let isMeant = hook.onlyWhereUsed == true ? used : known
+            let volumes = Set(hook.volumes).intersection(isMeant).sorted()
+            let others = Set(hook.volumes).subtracting(known).sorted()
+            if !others.isEmpty {
+                warnings.append(
+                    "the hook \(hook.name) names \(others.joined(separator: ", ")), which is not among the volumes "
+                        + "that are asked about")
+            }
             guard !volumes.isEmpty else { return nil }
             return PluginResource(
                 id: hook.resourceID, label: "hook \(hook.name)", layer: hook.level ?? .application, volumes: volumes,
                 details: ["quiesce": hook.quiesce[0], "unquiesce": hook.unquiesce[0], "order": "\(hook.order ?? 0)"])
         }
-        return DiscoverResult(resources: resources)
+        return DiscoverResult(resources: resources, warnings: warnings)
     }
 
     func preflight(_ parameters: PreflightParameters) async throws(PluginFailure) -> PreflightResult {

@@ -19,6 +19,7 @@ struct Discover {
     struct Answer: Sendable {
         var guests: [Found] = []
         var warnings: [String] = []
+        var unseen: [PluginUnseen] = []
         /// Kept open for what is asked later.
         var hypervisor: Hypervisor?
     }
@@ -50,7 +51,9 @@ struct Discover {
         for guest in configuration.guests ?? [] where guest.ignore != true {
             if !known.contains(guest.name) { warnings.append("there is no guest \(guest.name), which is configured") }
         }
-        return DiscoverResult(resources: resources.values.sorted { $0.label < $1.label }, warnings: warnings)
+        return DiscoverResult(
+            resources: resources.values.sorted { $0.label < $1.label }, warnings: warnings,
+            unseen: answers.flatMap(\.unseen))
     }
 
     /// All guests of one hypervisor; from its files where it does not answer.
@@ -69,7 +72,9 @@ struct Discover {
                 } catch {
                     // A guest that was undefined meanwhile is no guest.
                     if (error as? LibvirtError)?.isNoDomain == true { continue }
-                    answer.warnings.append("guest \(guest.name) at \(uri) cannot be looked at: \(text(error))")
+                    let reason = "guest \(guest.name) at \(uri) cannot be looked at: \(text(error))"
+                    answer.warnings.append(reason)
+                    answer.unseen.append(PluginUnseen(reason: reason))
                 }
             }
         } catch {
@@ -77,6 +82,14 @@ struct Discover {
             answer.guests = fromFiles(uri, configuration)
             let files = answer.guests.isEmpty ? "" : "; \(answer.guests.count) guests are known from their files"
             answer.warnings = ["\(text(error))\(files)"]
+            // A host without libvirt has none running; one that is told to ask a hypervisor may have any guests.
+            if configuration.uris != nil, answer.guests.isEmpty {
+                answer.unseen = [
+                    PluginUnseen(
+                        reason: "the guests at \(uri) are not known: \(text(error))",
+                        hint: "Start its libvirt daemon, or remove it from `uris`")
+                ]
+            }
         }
         return answer
     }
@@ -106,6 +119,7 @@ struct Discover {
         var volumes: Set<String> = []
         var fileSystems: Set<String> = []
         var details: [String: String] = [:]
+        var guestDisks: [String] = []
         for disk in definition.disks {
             if disk.kind == .cdrom || disk.kind == .floppy {
                 if let source = disk.source {
@@ -121,6 +135,13 @@ struct Discover {
                     [way.rawValue, placement.volumes.sorted().joined(separator: ","), disk.source?.text ?? ""]
                     .joined(separator: " ")
             }
+            // What a guest is given as it is, it knows by its own identifier.
+            if disk.kind == .disk, !placement.volumes.isEmpty {
+                let parts = [
+                    disk.target, disk.serial ?? "", disk.wwn ?? "", placement.volumes.sorted().joined(separator: ","),
+                ]
+                guestDisks.append(parts.joined(separator: "\t"))
+            }
             if let outside = placement.outside { details["leftAlone.\(disk.target)"] = outside }
         }
         guard !volumes.isEmpty else { return nil }
@@ -134,6 +155,8 @@ struct Discover {
         }
         details["name"] = definition.name
         details["uuid"] = definition.uuid
+        details["machine"] = definition.uuid
+        details["guestDisks"] = guestDisks.joined(separator: "\n")
         details["uri"] = guest.uri
         details["state"] = guest.state?.rawValue ?? "unknown"
         details["mode"] = mode.rawValue

@@ -37,6 +37,9 @@ struct GuestDisk: Sendable, Equatable {
     /// What a qcow2 image stands on, nearest first, as a running guest's definition lists it. Nil where it does not.
     var backing: [DiskSource]?
     var isReadOnly: Bool
+    /// What the guest can know it by. 16 hexadecimal digits for a WWN.
+    var serial: String?
+    var wwn: String?
 }
 
 /// What of a guest's definition this plug-in looks at.
@@ -101,7 +104,13 @@ struct GuestDefinition: Sendable, Equatable {
         return GuestDisk(
             target: element.text("target/@dev") ?? "?", kind: kind, source: source,
             format: element.text("driver/@type"), backing: isComplete ? backing : nil,
-            isReadOnly: element.first("readonly") != nil)
+            isReadOnly: element.first("readonly") != nil, serial: known(element.text("serial")),
+            wwn: known(element.text("wwn")?.lowercased()))
+    }
+
+    private static func known(_ text: String?) -> String? {
+        let text = text?.trimmedOfSpace ?? ""
+        return text.isEmpty ? nil : text
     }
 
     private static func source(_ element: XMLElement, type: String) -> DiskSource? {

@@ -3,10 +3,11 @@ import Foundation
 
 /// Finds which block devices of this host are volumes of ours.
 ///
-/// Two kinds of evidence: the NAA identifier that the kernel read from a SCSI disk (`/sys/block/*/device/wwid`), and
+/// Three kinds of evidence: the NAA identifier that the kernel read from a SCSI disk (`/sys/block/*/device/wwid`), and
 /// the notes that `stillpoint volume attach` leaves for loop devices, which count only as long as the loop device
-/// still has the backing file they name. A volume that is reached over several paths gives a device for each. What is
-/// built on them (partitions, multipath, LVM, md) is for the plug-ins to follow, as only they know what they look for.
+/// still has the backing file they name, and, inside of a guest, what the guest's host says of its disks. A volume that
+/// is reached over several paths gives a device for each. What is built on them (partitions, multipath, LVM, md) is for
+/// the plug-ins to follow, as only they know what they look for.
 struct DeviceResolver: Sendable {
     /// Roots, so that tests can give others.
     var sysfs = "/sys"
@@ -16,6 +17,7 @@ struct DeviceResolver: Sendable {
     struct Finding: Sendable, Equatable {
         var devices: [DeviceInfo]
         var warnings: [String]
+        var unseen: [UnseenInfo] = []
     }
 
     /// What one attachment file says.
@@ -33,6 +35,8 @@ struct DeviceResolver: Sendable {
         let disks = scsiDisks()
         let attached = attachedDevices(&warnings)
         var found: [DeviceInfo] = []
+        var unseen: [UnseenInfo] = []
+        let inside = GuestDisks(sysfs: sysfs)
         for volume in volumes {
             let naa = volume.naa.lowercased()
             found += disks.filter { $0.naa == naa }.map {
@@ -41,9 +45,26 @@ struct DeviceResolver: Sendable {
             found += attached.filter { $0.naa == naa }.map {
                 DeviceInfo(volume: volume.name, naa: naa, path: path(of: $0.name), initiator: $0.initiator)
             }
+            for disk in volume.guestDisks ?? [] where disk.guest == inside.machine {
+                // Passed through as it is: found by its own identifier.
+                if found.contains(where: { $0.naa == naa }) { continue }
+                switch inside.find(disk) {
+                case .success(let name):
+                    found.append(
+                        DeviceInfo(volume: volume.name, naa: naa, path: path(of: name), guest: disk.guest))
+                case .failure(let failure):
+                    unseen.append(
+                        UnseenInfo(
+                            plugin: "agent", layer: .application, reason: failure.reason, scope: .named,
+                            volumes: [volume.name]))
+                }
+            }
         }
-        return Finding(devices: found, warnings: warnings)
+        return Finding(devices: found, warnings: warnings, unseen: unseen)
     }
+
+    /// UUID of this machine, as its firmware tells it.
+    var machine: String? { GuestDisks.machine(sysfs: sysfs) }
 
     /// All volumes that can be told to be ours without asking the node: for an administrator at this host.
     func candidates() -> [VolumeReference] {

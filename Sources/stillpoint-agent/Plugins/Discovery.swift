@@ -25,6 +25,12 @@ struct Discovery: Sendable {
         let plugins = await catalog.plugins()
         var found: [PluginResource] = []
         var resources: [ResourceInfo] = []
+        var unseen = finding.unseen
+        unseen += await catalog.missing().map { missing in
+            UnseenInfo(
+                plugin: missing.name, layer: nil, reason: missing.reason, scope: .any,
+                volumes: wanted.intersection(missing.config.strings).sorted())
+        }
         for layer in Self.order {
             let lower = found
             let answers = await withTaskGroup(of: (String, Result<DiscoverResult, any Error>).self) { group in
@@ -38,19 +44,32 @@ struct Discovery: Sendable {
                 return await group.reduce(into: []) { $0.append($1) }.sorted { $0.0 < $1.0 }
             }
             for (plugin, answer) in answers {
+                let config = plugins.first { $0.name == plugin }?.config
                 switch answer {
                 case .success(let result):
                     let ours = result.resources.filter { !wanted.isDisjoint(with: $0.volumes) }
                     found += ours
                     resources += ours.map { ResourceInfo($0, plugin: plugin) }
                     warnings += (result.warnings ?? []).map { "\(plugin): \($0)" }
+                    unseen += (result.unseen ?? []).map {
+                        UnseenInfo($0, plugin: plugin, layer: layer, isConfigured: config != nil)
+                    }
                 case .failure(let error):
-                    warnings.append("Plug-in \(plugin) could not look: \(error)")
+                    let reason = "Plug-in \(plugin) could not look: \(error)"
+                    warnings.append(reason)
+                    let used = Set(finding.devices.map(\.volume) + found.flatMap(\.volumes))
+                    unseen.append(
+                        UnseenInfo(
+                            plugin: plugin, layer: ProtectionLayer(layer), reason: reason,
+                            // One with nothing configured may find what the host is known to use, no more.
+                            scope: config == nil ? .known : .any,
+                            volumes: used.union(wanted.intersection(config?.strings ?? [])).sorted()))
                 }
             }
         }
         return DiscoverResponse(
-            devices: finding.devices, resources: Self.hostFileSystemsLast(resources), warnings: warnings)
+            devices: finding.devices, resources: Self.hostFileSystemsLast(resources), warnings: warnings,
+            unseen: unseen, machine: devices.machine)
     }
 
     /// A file system with the disks of machines on it comes to rest after them: a machine could not write out what it
@@ -147,6 +166,27 @@ struct Discovery: Sendable {
             logger.warning(
                 "plug-in \(plugin.name) failed", metadata: ["method": "\(method.rawValue)", "why": "\(error)"])
             return .failure(error)
+        }
+    }
+}
+
+extension UnseenInfo {
+    init(_ unseen: PluginUnseen, plugin: String, layer: PluginLayer, isConfigured: Bool) {
+        self.init(
+            plugin: plugin, layer: ProtectionLayer(layer),
+            reason: "\(plugin): " + (unseen.hint.map { "\(unseen.reason). \($0)" } ?? unseen.reason),
+            scope: unseen.volumes != nil ? .named : isConfigured ? .any : .known, volumes: unseen.volumes ?? [])
+    }
+}
+
+extension JSONValue {
+    /// All strings in it: a configuration that cannot be understood still names the volumes that it is for.
+    var strings: Set<String> {
+        switch self {
+        case .string(let text): [text]
+        case .array(let values): values.reduce(into: []) { $0.formUnion($1.strings) }
+        case .object(let members): members.values.reduce(into: []) { $0.formUnion($1.strings) }
+        case .null, .bool, .number: []
         }
     }
 }

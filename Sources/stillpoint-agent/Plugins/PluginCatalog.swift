@@ -43,6 +43,17 @@ actor PluginCatalog {
         return known.values.compactMap(\.problem).sorted()
     }
 
+    /// Plug-ins that the configuration has a section for and that cannot be asked, with the reason.
+    func missing() async -> [(name: String, reason: String, config: JSONValue)] {
+        await refresh()
+        let usable = Set(known.values.compactMap(\.plugin?.name))
+        return configuration.filter { !usable.contains($0.key) }.sorted { $0.key < $1.key }.map { name, config in
+            let broken = known.first { $0.key.hasSuffix("/" + Self.prefix + name) }?.value.problem
+            let absent = "The configuration has a section for the plug-in \(name), which is not on this host"
+            return (name, broken ?? "\(absent). Install it, or remove the section", config)
+        }
+    }
+
     /// Looks in what is known first: no look at the disk when there need not be one.
     func plugin(named name: String) async -> InstalledPlugin? {
         if let plugin = known.values.compactMap(\.plugin).first(where: { $0.name == name }) { return plugin }

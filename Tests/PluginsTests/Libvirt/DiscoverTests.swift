@@ -65,6 +65,17 @@ struct DiscoverTests {
         #expect(found.warnings?.contains { $0.contains("2 guests are known from their files") } == true)
     }
 
+    @Test("what an agent inside can know each disk by is told with the volumes that it lies on")
+    func guestDisks() async throws {
+        let disks =
+            iscsi("iqn.2026-01.example:a/0", "vda").replacing("</disk>", with: "<serial> db-1 </serial></disk>")
+            + iscsi("iqn.2026-01.example:a/1", "sda").replacing("</disk>", with: "<wwn>5000C50015EA71AD</wwn></disk>")
+            + iscsi("iqn.2026-01.example:b/0", "vdc").replacing("</disk>", with: "<serial>other</serial></disk>")
+        let resource = try #require(try await discover([guest(disks)]).resources.first)
+        #expect(resource.details["machine"] == resource.id)
+        #expect(resource.details["guestDisks"] == "vda\tdb-1\t\tdb\nsda\t\t5000c50015ea71ad\tlog")
+    }
+
     @Test("image files are matched by the file system they lie on, with the images they stand on")
     func imageFiles() async throws {
         let folder = FileManager.default.temporaryDirectory.path

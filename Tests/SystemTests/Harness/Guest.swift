@@ -12,9 +12,11 @@ struct GuestDisk {
     var target: String
     var serial: String
     var source: Source
+    var isReadOnly = false
 
     var xml: String {
-        let tail = "<target dev='\(target)' bus='virtio'/><serial>\(serial)</serial></disk>"
+        let name = serial.isEmpty ? "" : "<serial>\(serial)</serial>"
+        let tail = "<target dev='\(target)' bus='virtio'/>\(isReadOnly ? "<readonly/>" : "")\(name)</disk>"
         switch source {
         case .iscsi(let portal, let iqn, let lun, let user, let usage):
             let parts = portal.split(separator: ":")
@@ -49,6 +51,9 @@ final class Guest {
     var firmware = ""
     /// Of `<devices>`.
     var moreDevices = ""
+    var memoryMiB = 208
+    /// A TCP port of this machine that leads to port 11169 of the guest; there is no other network.
+    var forwardedPort: Int?
 
     init(host: KVMHost, name: String, disks: [GuestDisk] = []) {
         self.host = host
@@ -65,9 +70,9 @@ final class Guest {
 
     var xml: String {
         """
-        <domain type='qemu'>
+        <domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
           <name>\(name)</name><uuid>\(uuid)</uuid>
-          <memory unit='MiB'>208</memory><vcpu>1</vcpu>
+          <memory unit='MiB'>\(memoryMiB)</memory><vcpu>1</vcpu>
           <os>
             <type arch='x86_64' machine='q35'>hvm</type>
             \(firmware)<kernel>\(host.image)/\(kernel)</kernel><initrd>\(host.image)/initrd</initrd>
@@ -84,8 +89,17 @@ final class Guest {
             <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
             <memballoon model='none'/>\(moreDevices)
           </devices>
+          \(network)
         </domain>
         """
+    }
+
+    /// QEMU's own network: libvirt's way to it forwards no ports.
+    private var network: String {
+        guard let forwardedPort else { return "" }
+        let forward = "user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:\(forwardedPort)-:11169"
+        let values = ["-netdev", forward, "-device", "virtio-net-pci,netdev=n0,bus=pcie.0,addr=0x10"]
+        return "<qemu:commandline>\(values.map { "<qemu:arg value='\($0)'/>" }.joined())</qemu:commandline>"
     }
 
     func define() throws {
@@ -186,13 +200,16 @@ final class Guest {
 
 extension TestNode {
     /// A volume with an ext4 file system of that label, let in for `initiator` with CHAP; as a disk for a guest.
+    ///
+    /// - Parameter content: a folder whose files the file system begins with.
     func guestDisk(
         volume: String, sizeText: String = "64MiB", target: String, initiator: String, host: KVMHost,
-        label: String? = nil
+        label: String? = nil, content: String? = nil
     ) throws -> GuestDisk {
         try must("volume", "create", volume, "--size", sizeText)
         try Shell.check(
-            ["mkfs.ext4", "-q", "-L", label ?? volume, "-E", "nodiscard", try localImage(sizeText: sizeText)])
+            ["mkfs.ext4", "-q", "-L", label ?? volume, "-E", "nodiscard"] + (content.map { ["-d", $0] } ?? [])
+                + [try localImage(sizeText: sizeText)])
         try fill(volume: volume, from: try localImage(sizeText: sizeText, create: false))
         let info = try json(VolumeInfo.self, "volume", "show", volume)
         guard let export = info.exports.first else { throw CommandFailed(description: "\(volume) has no export") }

@@ -28,6 +28,12 @@ enum Components {
     }()
 }
 
+/// Tests that take minutes: `make test-long` runs them.
+enum LongTests {
+    static let areWanted = ProcessInfo.processInfo.environment["STILLPOINT_LONG_TESTS"] == "1"
+    static let skipReason = "takes minutes: make test-long"
+}
+
 /// A storage node of the test's own: real process, real data directory, loopback (or the address it is given).
 final class TestNode {
     let folder: TemporaryFolder

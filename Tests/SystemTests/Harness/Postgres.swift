@@ -20,10 +20,11 @@ final class TestPostgres {
         ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "env", "-C", "/"] + arguments
     }
 
-    func create() throws {
+    func create(_ options: String...) throws {
         try Shell.check(["install", "-d", "-m", "0700", "-o", "postgres", "-g", "postgres", dataFolder])
         try Shell.check(
-            asPostgres([bin + "/initdb", "-D", dataFolder, "-A", "trust", "--data-checksums", "--no-sync"]),
+            asPostgres(
+                [bin + "/initdb", "-D", dataFolder, "-A", "trust", "--data-checksums", "--no-sync"] + options),
             timeoutSeconds: 240)
     }
 
@@ -55,6 +56,12 @@ final class TestPostgres {
                 text,
             ]), timeoutSeconds: timeoutSeconds
         ).trimmingCharacters(in: .whitespacesAndNewlines)
+    }
+
+    func pgbench(_ arguments: String...) throws {
+        try Shell.check(
+            asPostgres([bin + "/pgbench", "-h", socketFolder.path, "-p", "\(port)"] + arguments + ["postgres"]),
+            timeoutSeconds: 120)
     }
 
     func amcheck() throws {
