@@ -40,8 +40,8 @@ struct OwnershipFloor {
 /// Merges one frozen layer into the map below it: copies the pages on the way to each change, and frees what the
 /// branch alone had. One pass in the order of logical blocks, with one path of pages in memory.
 ///
-/// What a hole covers whole is not walked: it is *detached*, which costs one reference, and becomes the map of a deleted
-/// dataset of its own beside this one. Reclaim frees that step by step.
+/// What a hole covers whole is not walked: it is *detached*, which costs one reference, and becomes the map of a
+/// deleted dataset of its own beside this one. Reclaim frees that step by step.
 struct MapMerge {
     private struct Merged {
         var page: NodePointer

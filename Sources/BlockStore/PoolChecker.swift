@@ -8,7 +8,8 @@ public struct PoolCheckReport: Sendable, Equatable {
     public var dataBlocks: UInt64 = 0
     /// Data blocks whose content was read and compared with its checksum.
     public var verifiedBlocks: UInt64 = 0
-    /// Blocks that are in use and have no owner because a map page that led to them was lost. They are never used again.
+    /// Blocks that are in use and have no owner because a map page that led to them was lost. They are never used
+    /// again.
     public var setAsideBlocks: UInt64 = 0
     public var volumes = 0
     public var snapshots = 0
@@ -19,9 +20,9 @@ public struct PoolCheckReport: Sendable, Equatable {
 /// Proves a pool's invariants: every reference leads to what was written, every block has exactly one owner or is free,
 /// the bitmaps and the sums say the same.
 ///
-/// Memory is bounded: the owners of one stretch of the pool are collected at a time, 16 bytes for each of its blocks, and
-/// the maps are walked once for each stretch. Beside that there is an entry for each map page, of which there is one for
-/// each mapped MiB: at most 100 MiB for a TiB.
+/// Memory is bounded: the owners of one stretch of the pool are collected at a time, 16 bytes for each of its blocks,
+/// and the maps are walked once for each stretch. Beside that there is an entry for each map page, of which there is
+/// one for each mapped MiB: at most 100 MiB for a TiB.
 public enum PoolChecker {
     /// Enough for stretches of 64 GiB.
     public static let defaultMemoryBytes: UInt64 = 256 << 20

@@ -1,7 +1,7 @@
 internal import BlockIO
 
-/// One walk over everything that a pool references, which proves what is in one stretch of it. The first walk also proves
-/// what concerns no single block. Used with the pool's locks held.
+/// One walk over everything that a pool references, which proves what is in one stretch of it. The first walk also
+/// proves what concerns no single block. Used with the pool's locks held.
 struct PoolWalk: ~Copyable {
     private typealias Owner = OwnerTable.Owner
 

@@ -227,7 +227,7 @@ struct MapDamageTests {
     }
 
     @Test(
-        "whatever is written, cut and deleted while map pages rot, a read is right, or a medium error beneath such a page",
+        "whatever is written, cut and deleted while map pages rot, a read is right, or a medium error below one",
         arguments: 1...8 as ClosedRange<UInt64>)
     func histories(_ seed: UInt64) throws {
         var history = MapRotHistory(seed: seed)

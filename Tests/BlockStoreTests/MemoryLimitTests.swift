@@ -16,8 +16,8 @@ struct MemoryLimitTests {
         return UInt64(strtoul(line, nil, 10)) * UInt64(sysconf(Int32(_SC_PAGESIZE)))
     }
 
-    /// Runs `body` with a hard limit of the address space: what the process has, and so much more. What goes beyond it ends
-    /// the process.
+    /// Runs `body` with a hard limit of the address space: what the process has, and so much more. What goes beyond
+    /// it ends the process.
     private static func limited(moreBytes: UInt64, _ body: () throws -> Void) throws {
         var before = rlimit()
         try #require(getrlimit(__rlimit_resource_t(RLIMIT_AS.rawValue), &before) == 0)
