@@ -186,7 +186,7 @@ final class Snapshot {
         self.attributesRoot = attributesRoot
     }
 
-    private var entry: CatalogTables.SnapshotEntry {
+    var entry: CatalogTables.SnapshotEntry {
         CatalogTables.SnapshotEntry(
             image: SnapshotImage(
                 id: id, kind: kind, epoch: epoch, createdAt: createdAt, name: name,

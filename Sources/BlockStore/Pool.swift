@@ -79,6 +79,14 @@ public final class Pool: Sendable {
         core.snapshotRecords().sorted { ($0.epoch, $0.name) < ($1.epoch, $1.name) }
     }
 
+    /// One snapshot that is not being deleted.
+    public func snapshot(_ id: SnapshotID) throws(PoolError) -> SnapshotRecord { try core.snapshotRecord(id) }
+
+    /// Whether a snapshot has this name.
+    public func hasSnapshot(named name: String) -> Bool {
+        core.monitor.withLock { core.tables.snapshotNames.contains(name) }
+    }
+
     /// Makes a thin volume of `sizeBytes` (a multiple of 4096, at most 64 TiB).
     public func createVolume(id: VolumeID, name: String, sizeBytes: UInt64) throws(PoolError) -> VolumeRecord {
         try core.checkName(name)

@@ -13,6 +13,17 @@ extension PoolCore {
         }
     }
 
+    /// One snapshot, whatever the number of the others.
+    func snapshotRecord(_ id: SnapshotID) throws(PoolError) -> SnapshotRecord {
+        let (entry, sizes, phase) = try monitor.withLock { () throws(PoolError) in
+            let snapshot = try snapshot(id)
+            let sizes = snapshot.members.map { ($0.dataset.number, $0.dataset.sizeBytes) }
+            return (snapshot.entry, Dictionary(uniqueKeysWithValues: sizes), enterRead())
+        }
+        defer { exitRead(phase) }
+        return record(of: entry) { sizes[$0] ?? 0 }
+    }
+
     /// One snapshot. Called with the lock held, for a snapshot that was just made.
     func record(of snapshot: Snapshot) -> SnapshotRecord {
         SnapshotRecord(

@@ -74,8 +74,8 @@ extension Catalog {
         try await write { database in
             try database.execute(
                 sql: """
-                    DELETE FROM job WHERE isEnded AND id NOT IN
-                        (SELECT id FROM job ORDER BY createdAt DESC, rowid DESC LIMIT ?)
+                    DELETE FROM job WHERE isEnded AND (createdAt, rowid) <=
+                        (SELECT createdAt, rowid FROM job ORDER BY createdAt DESC, rowid DESC LIMIT 1 OFFSET ?)
                     """,
                 arguments: [keep])
         }

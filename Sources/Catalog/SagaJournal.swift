@@ -105,9 +105,14 @@ extension Catalog {
         }
     }
 
-    public func forgetSaga(id: String) async throws(CatalogError) {
+    public func forgetSaga(id: String) async throws(CatalogError) { try await forgetSagas(ids: [id]) }
+
+    /// In one transaction.
+    public func forgetSagas(ids: [String]) async throws(CatalogError) {
         try await write { database in
-            try database.execute(sql: "DELETE FROM sagaRecord WHERE sagaID = ?", arguments: [id])
+            for id in ids {
+                try database.execute(sql: "DELETE FROM sagaRecord WHERE sagaID = ?", arguments: [id])
+            }
         }
     }
 

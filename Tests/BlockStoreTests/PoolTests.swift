@@ -83,6 +83,12 @@ struct PoolTests {
         #expect(try device.read(4096, at: 8192) == pattern(4))
         #expect(pool.snapshots().map(\.name) == ["s1", "before"])
         #expect(pool.snapshots()[0].attributes == [1, 2, 3])
+        for snapshot in pool.snapshots() {
+            #expect(try pool.snapshot(snapshot.id) == snapshot)
+            #expect(pool.hasSnapshot(named: snapshot.name))
+        }
+        #expect(!pool.hasSnapshot(named: "s2"))
+        #expect(throws: PoolError.self) { try pool.snapshot(.random()) }
         #expect(pool.snapshots()[1].kind == .beforeRevert)
         _ = try pool.revert(volumes: [volume], to: kept, keepAs: .random(), keepName: "undone", attributes: [])
         #expect(try device.read(12288, at: 0) == pattern(2) + pattern(3) + [UInt8](repeating: 0, count: 4096))

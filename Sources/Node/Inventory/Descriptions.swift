@@ -73,11 +73,8 @@ extension Inventory {
 
     /// One snapshot as the API shows it; for callers that may block. Pending ones are described, too.
     static func describe(snapshot id: SnapshotID, in pool: Pool) throws -> SnapshotInfo {
-        let contents = Contents(volumes: pool.volumes(), snapshots: pool.snapshots())
-        guard let record = (contents.snapshots + contents.pending).first(where: { $0.id == id }) else {
-            throw APIFailure.unknown("snapshot", id.description)
-        }
-        return describe(record, contents, withEvidence: true)
+        guard let record = try? pool.snapshot(id) else { throw APIFailure.unknown("snapshot", id.description) }
+        return describe(record, Contents(volumes: pool.volumes(), snapshots: [record]), withEvidence: true)
     }
 
     // MARK: Targets

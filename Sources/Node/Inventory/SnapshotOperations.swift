@@ -17,11 +17,17 @@ extension Inventory {
         if let lease = request.leaseSeconds, !(2...60).contains(lease) {
             throw APIFailure.invalid("leaseSeconds must be from 2 to 60, not \(lease)")
         }
-        let contents = try await contents()
-        for name in request.volumes { _ = try contents.volume(named: name) }
+        let pool = pool
+        // Not the whole contents: a snapshot costs the same whatever the number of snapshots.
+        let (volumes, isTaken) = try await blocking.run {
+            (pool.volumes(), request.name.map { pool.hasSnapshot(named: $0) } ?? false)
+        }
+        for name in request.volumes where !volumes.contains(where: { $0.name == name }) {
+            throw APIFailure.unknown("volume", name)
+        }
         if let name = request.name {
             try Self.checkName(name, of: "snapshot")
-            if (contents.snapshots + contents.pending).contains(where: { $0.name == name }) {
+            if isTaken {
                 throw APIFailure.conflict(
                     "nameTaken", "there is a snapshot \"\(name)\" already", hint: "Choose another name")
             }

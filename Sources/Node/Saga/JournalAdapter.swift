@@ -26,6 +26,8 @@ struct CatalogJournal: SagaJournaling {
 
     func forget(sagaID: String) async throws { try await catalog.forgetSaga(id: sagaID) }
 
+    func forget(sagaIDs: [String]) async throws { try await catalog.forgetSagas(ids: sagaIDs) }
+
     func quiesceHistory() async throws -> [String: Double] { try await catalog.quiesceHistory() }
 
     func rememberQuiesce(_ seconds: [String: Double]) async throws { try await catalog.addQuiesceHistory(seconds) }

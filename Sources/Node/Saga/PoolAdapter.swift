@@ -18,6 +18,8 @@ struct PoolAdapter: SnapshotCutting {
         }
     }
 
+    func hasSnapshot(named name: String) -> Bool { pool.hasSnapshot(named: name) }
+
     func cut(id: String, name: String, volumes: [String], attributes: [UInt8]) throws -> UInt64 {
         try pool.createSnapshot(
             id: try snapshotID(id), name: name, volumes: try volumeIDs(volumes), attributes: attributes

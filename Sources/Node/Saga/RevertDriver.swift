@@ -37,7 +37,7 @@ final class RevertDriver: Sendable {
             sagaID: UUID().uuidString.lowercased(), volumes: request.volumes, snapshotID: snapshot.id,
             snapshotName: snapshot.name, keepID: UUID().uuidString.lowercased(),
             keepName: SnapshotNames.unused(
-                for: request.volumes[0], at: effects.clock, mark: "before-revert-", taken: taken),
+                for: request.volumes[0], at: effects.clock, mark: "before-revert-", isTaken: taken.contains),
             isDriven: isDriven, agents: isDriven ? try await effects.candidates() : [])
         if request.dryRun ?? false { return await rehearse(plan, volumes) }
         try await refuseWhileUnfinished(volumes)

@@ -46,6 +46,8 @@ struct SagaSnapshot: Sendable, Equatable {
 protocol SnapshotCutting: Sendable {
     func volumes() -> [SagaVolume]
     func snapshots() -> [SagaSnapshot]
+    /// Whether there is a snapshot of this name, in the same time whatever their number.
+    func hasSnapshot(named name: String) -> Bool
     /// One record over all volumes; durable on return. Answers the birth epoch that the cut closed.
     func cut(id: String, name: String, volumes: [String], attributes: [UInt8]) throws -> UInt64
     func setAttributes(snapshot: String, _ attributes: [UInt8]) throws
@@ -55,6 +57,10 @@ protocol SnapshotCutting: Sendable {
     func revert(volumes: [String], to snapshot: String, keepID: String, keepName: String, attributes: [UInt8]) throws
     /// How the API shows a snapshot.
     func info(snapshot: String) throws -> SnapshotInfo
+}
+
+extension SnapshotCutting {
+    func hasSnapshot(named name: String) -> Bool { snapshots().contains { $0.name == name } }
 }
 
 /// The enrolled agents. Every call ends within `timeoutSeconds`, with an answer or an error.
@@ -181,6 +187,8 @@ protocol SagaJournaling: Sendable {
     func entries() async throws -> [SagaJournalEntry]
     /// Forgets the records of a saga that has ended.
     func forget(sagaID: String) async throws
+    /// The same for several, at the cost of one.
+    func forget(sagaIDs: [String]) async throws
     /// How long each member took to come to rest in former sagas, in seconds, by `agent/plugin/resource`.
     func quiesceHistory() async throws -> [String: Double]
     func rememberQuiesce(_ seconds: [String: Double]) async throws
@@ -195,6 +203,10 @@ protocol SagaJournaling: Sendable {
     /// Durable on return.
     func keep(_ restore: UnfinishedRestore) async throws
     func forget(_ restore: UnfinishedRestore) async throws
+}
+
+extension SagaJournaling {
+    func forget(sagaIDs: [String]) async throws { for id in sagaIDs { try await forget(sagaID: id) } }
 }
 
 /// What an agent stopped for a revert and has not brought back yet.

@@ -79,17 +79,21 @@ final class SnapshotSagaDriver: Sendable {
 
     func plan(_ request: SnapshotCreateRequest) async throws -> SnapshotPlan {
         let pool = effects.pool
-        let (volumes, snapshots) = try await effects.blocking.run { (pool.volumes(), pool.snapshots()) }
+        let clock = effects.clock
+        let (volumes, name) = try await effects.blocking.run { () throws -> ([SagaVolume], String) in
+            if let name = request.name, pool.hasSnapshot(named: name) {
+                throw APIFailure.conflict(
+                    "nameTaken", "there is a snapshot \"\(name)\" already", hint: "Choose another name")
+            }
+            let name =
+                request.name
+                ?? SnapshotNames.unused(for: request.volumes[0], at: clock, isTaken: pool.hasSnapshot(named:))
+            return (pool.volumes(), name)
+        }
         for name in request.volumes where !volumes.contains(where: { $0.name == name }) {
             throw APIFailure.unknown("volume", name)
         }
-        let names = Set(snapshots.map(\.name))
-        if let name = request.name, names.contains(name) {
-            throw APIFailure.conflict(
-                "nameTaken", "there is a snapshot \"\(name)\" already", hint: "Choose another name")
-        }
         let requested = ConsistencyLevel(request.consistency ?? .crash)
-        let name = request.name ?? SnapshotNames.unused(for: request.volumes[0], at: effects.clock, taken: names)
         return SnapshotPlan(
             sagaID: UUID().uuidString.lowercased(), snapshotID: UUID().uuidString.lowercased(), snapshotName: name,
             volumes: request.volumes, requested: requested, policy: LevelPolicy(request.policy ?? .require),
@@ -117,14 +121,14 @@ extension SagaEffects {
 enum SnapshotNames {
     /// `VOLUME@2026-11-21T03:20:15Z`, with a number where that is taken. At most 128 bytes.
     static func unused(
-        for volume: String, at clock: any SagaClock, mark: String = "", taken: Set<String>
+        for volume: String, at clock: any SagaClock, mark: String = "", isTaken: (String) -> Bool
     ) -> String {
         let seconds = Double(clock.unixNanoseconds() / 1_000_000_000)
         let time = Date(timeIntervalSince1970: seconds).formatted(.iso8601)
         let base = "\(volume.prefix(80))@\(mark)\(time)"
-        guard taken.contains(base) else { return base }
+        guard isTaken(base) else { return base }
         var number = 2
-        while taken.contains("\(base).\(number)") { number += 1 }
+        while isTaken("\(base).\(number)") { number += 1 }
         return "\(base).\(number)"
     }
 }
@@ -133,22 +137,27 @@ enum SnapshotNames {
 /// until it is, a restart has to be able to tell how its saga ended.
 final class EndedSagas: Sendable {
     private static let keptSeconds: Int64 = 10
+    /// Each time is a durable change of the catalog that a snapshot waits for.
+    private static let forgottenTogether = 32
+    private static let mostKeptSeconds: Int64 = 600
     private let sagas = Mutex<[(id: String, at: Int64)]>([])
 
     func add(_ id: String) { sagas.withLock { $0.append((id, Self.now)) } }
 
     func forgetOld(_ effects: SagaEffects) async {
-        let old = sagas.withLock { sagas in
-            let limit = Self.now - Self.keptSeconds
-            defer { sagas.removeAll { $0.at < limit } }
-            return sagas.filter { $0.at < limit }.map(\.id)
+        let old = sagas.withLock { sagas -> [String] in
+            let now = Self.now
+            let old = sagas.filter { $0.at < now - Self.keptSeconds }
+            let isLongAgo = old.contains { $0.at < now - Self.mostKeptSeconds }
+            guard old.count >= Self.forgottenTogether || isLongAgo else { return [] }
+            sagas.removeAll { $0.at < now - Self.keptSeconds }
+            return old.map(\.id)
         }
-        for id in old {
-            do {
-                try await effects.journal.forget(sagaID: id)
-            } catch {
-                effects.logger.warning("the journal of saga \(id) could not be cleared: \(error)")
-            }
+        guard !old.isEmpty else { return }
+        do {
+            try await effects.journal.forget(sagaIDs: old)
+        } catch {
+            effects.logger.warning("the journal of \(old.count) sagas could not be cleared: \(error)")
         }
     }
 
