@@ -2,6 +2,9 @@
 
 #include <stdatomic.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 static uint32_t table[256];
 static atomic_int table_is_ready;
@@ -84,7 +87,46 @@ __attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(uint32_t seed, co
     return ~(uint32_t)crc;
 }
 
+// Carry-less multiplication moves 128 bits at a time to where they are congruent, D bits further on. In the bit order of
+// this checksum the product of two reflected 64-bit polynomials comes out multiplied by x, so the half that comes first
+// is multiplied by x^(D+63) mod P and the other one by x^(D-1) mod P, each reflected into the upper half of a word.
+#define FOLD_512_FIRST ((long long)(0x1c19243bull << 32))
+#define FOLD_512_SECOND ((long long)(0x75bba45bull << 32))
+#define FOLD_2048_FIRST ((long long)(0xe9a5d8beull << 32))
+#define FOLD_2048_SECOND ((long long)(0x1426a815ull << 32))
+
+__attribute__((target("avx512f,vpclmulqdq"))) static inline __m512i folded(__m512i sum, __m512i by, __m512i next) {
+    __m512i first = _mm512_clmulepi64_epi128(sum, by, 0x00);
+    __m512i second = _mm512_clmulepi64_epi128(sum, by, 0x11);
+    return _mm512_xor_si512(_mm512_xor_si512(first, second), next);
+}
+
+__attribute__((target("avx512f,vpclmulqdq,sse4.2"))) static uint32_t crc32c_avx512(
+    uint32_t seed, const void *bytes, size_t length) {
+    const uint8_t *next = bytes;
+    if (length < 256) return crc32c_sse42(seed, bytes, length);
+    const __m512i far = _mm512_set4_epi64(FOLD_2048_SECOND, FOLD_2048_FIRST, FOLD_2048_SECOND, FOLD_2048_FIRST);
+    const __m512i near = _mm512_set4_epi64(FOLD_512_SECOND, FOLD_512_FIRST, FOLD_512_SECOND, FOLD_512_FIRST);
+    __m512i sums[4];
+    for (int part = 0; part < 4; part++) sums[part] = _mm512_loadu_si512(next + 64 * part);
+    sums[0] = _mm512_xor_si512(sums[0], _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)~seed)));
+    for (next += 256, length -= 256; length >= 256; next += 256, length -= 256) {
+        for (int part = 0; part < 4; part++) sums[part] = folded(sums[part], far, _mm512_loadu_si512(next + 64 * part));
+    }
+    __m512i sum = folded(sums[0], near, sums[1]);
+    sum = folded(sum, near, sums[2]);
+    sum = folded(sum, near, sums[3]);
+    for (; length >= 64; next += 64, length -= 64) sum = folded(sum, near, _mm512_loadu_si512(next));
+    uint64_t words[8];
+    _mm512_storeu_si512(words, sum);
+    uint64_t crc = 0;
+    for (int word = 0; word < 8; word++) crc = __builtin_ia32_crc32di(crc, words[word]);
+    return crc32c_sse42(~(uint32_t)crc, next, length);
+}
+
 uint32_t clinux_crc32c(uint32_t seed, const void *bytes, size_t length) {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("vpclmulqdq"))
+        return crc32c_avx512(seed, bytes, length);
     if (__builtin_cpu_supports("sse4.2")) return crc32c_sse42(seed, bytes, length);
     return clinux_crc32c_portable(seed, bytes, length);
 }
