@@ -162,6 +162,10 @@ public final class HostFile: StorageFile {
         guard fdatasync(descriptor) == 0 else { throw StorageError(errno: errno) }
     }
 
+    public func startWriteback(at offset: UInt64, lengthBytes: UInt64) {
+        clinux_file_start_writeback(descriptor, offset, lengthBytes)
+    }
+
     public func punchHole(at offset: UInt64, lengthBytes: UInt64) throws(StorageError) {
         let failure = clinux_file_punch(descriptor, isBlockDevice ? 1 : 0, offset, lengthBytes)
         // Giving space back is a courtesy: what cannot do it keeps the space.

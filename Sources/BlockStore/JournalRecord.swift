@@ -87,6 +87,18 @@ enum JournalRecord: Equatable {
         writer.put(UInt32(bodyBytes))
     }
 
+    /// A map record in few pieces, since every write has one. Little-endian machines only, as is the checksum's code.
+    static func putMap(
+        volume: UInt32, block: UInt64, physical: UInt64, crcs: UnsafeBufferPointer<UInt32>,
+        into writer: inout ByteWriter
+    ) {
+        let bodyBytes = UInt32(24 + 4 * crcs.count)
+        let head = (UInt32(Kind.map.rawValue), bodyBytes, volume, UInt32(crcs.count), block, physical)
+        withUnsafeBytes(of: head) { writer.bytes.append(contentsOf: $0) }
+        writer.bytes.append(contentsOf: UnsafeRawBufferPointer(crcs))
+        if crcs.count % 2 == 1 { writer.put(UInt32(0)) }
+    }
+
     private func encodeBody(into body: inout ByteWriter) -> Kind {
         switch self {
         case .map(let volume, let block, let physical, let crcs):

@@ -65,6 +65,33 @@ final class Layer {
         return 0
     }
 
+    /// As `insert` for `crcs.count` blocks from `block` on, which lie one after the other from `physical` on; `replaced`
+    /// gets the physical blocks that the layer had for them.
+    func insert(
+        run physical: UInt64, crcs: UnsafeBufferPointer<UInt32>, for block: UInt64, replaced: (UInt64) -> Void
+    ) {
+        var at = 0
+        while at < crcs.count {
+            let first = block + UInt64(at)
+            let leaf = first / Format.leafEntries
+            let end = min(crcs.count, at + Int(Format.leafEntries - first % Format.leafEntries))
+            let shard = Self.shard(of: first)
+            var added = 0
+            while at < end {
+                let mapping = RecentMapping(block: physical + UInt64(at), crc: crcs[at])
+                if let old = shards[shard].table.insert(mapping, for: block + UInt64(at)) {
+                    if old.block != 0 { replaced(old.block) }
+                } else {
+                    added += 1
+                }
+                at += 1
+            }
+            guard added > 0 else { continue }
+            count += added
+            if shards[shard].leaves.insert(RecentMapping(block: 1, crc: 0), for: leaf) == nil { leafCount += 1 }
+        }
+    }
+
     /// Unmaps a range; `freed` gets each physical block that the layer alone had.
     func unmap(_ range: Range<UInt64>, freed: (UInt64) -> Void) {
         if count > 0, range.count > count {

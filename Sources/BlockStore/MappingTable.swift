@@ -15,8 +15,10 @@ struct MappingTable: ~Copyable {
 
     deinit { slots?.deallocate() }
 
+    /// Four blocks that follow each other have their places in one cache line: large writes and reads touch few.
     private static func hash(_ key: UInt64) -> Int {
-        Int(truncatingIfNeeded: ((key ^ (key >> 21)) &* 0x9e37_79b9_7f4a_7c15) >> 24)
+        let group = key >> 2
+        return Int(truncatingIfNeeded: ((group ^ (group >> 21)) &* 0x9e37_79b9_7f4a_7c15) >> 24) << 2 | Int(key & 3)
     }
 
     private static func pack(_ key: UInt64, _ value: RecentMapping) -> (UInt64, UInt64) {
@@ -100,7 +102,8 @@ struct MappingTable: ~Copyable {
         let oldSlots = slots
         let oldCapacity = slots == nil ? 0 : mask + 1
         let capacity = max(16, oldCapacity * 2)
-        let fresh = UnsafeMutablePointer<(UInt64, UInt64)>.allocate(capacity: capacity)
+        let fresh = UnsafeMutableRawPointer.allocate(byteCount: capacity * 16, alignment: 64)
+            .bindMemory(to: (UInt64, UInt64).self, capacity: capacity)
         fresh.initialize(repeating: (0, 0), count: capacity)
         mask = capacity - 1
         slots = fresh

@@ -27,13 +27,7 @@ extension PoolCore {
     func appendMap(
         volume: UInt32, block: UInt64, physical: UInt64, crcs: UnsafeBufferPointer<UInt32>
     ) -> UInt64 {
-        JournalRecord.putHeader(.map, bodyBytes: 24 + 4 * crcs.count, into: &pending.writer)
-        pending.writer.put(volume)
-        pending.writer.put(UInt32(crcs.count))
-        pending.writer.put(block)
-        pending.writer.put(physical)
-        for crc in crcs { pending.writer.put(crc) }
-        pending.writer.pad(to: 8)
+        JournalRecord.putMap(volume: volume, block: block, physical: physical, crcs: crcs, into: &pending.writer)
         return didAppendRecord()
     }
 
@@ -88,7 +82,17 @@ extension PoolCore {
         sealedBytes += pending.writer.bytes.count
         if !pending.writer.bytes.isEmpty { batchesAhead += 1 }
         sealed.append(pending)
-        pending = PendingRecords(lastRecord: lastRecord)
+        pending = PendingRecords(lastRecord: lastRecord, buffer: spareRecords)
+        spareRecords = []
+    }
+
+    /// Keeps one buffer for the batches to come; a very large one goes.
+    private func reuse(_ batches: [PendingRecords]) {
+        guard let batch = batches.max(by: { $0.writer.bytes.capacity < $1.writer.bytes.capacity }),
+            batch.writer.bytes.capacity > spareRecords.capacity, batch.writer.bytes.capacity <= 4 << 20
+        else { return }
+        batch.writer.bytes.removeAll(keepingCapacity: true)
+        swap(&spareRecords, &batch.writer.bytes)
     }
 
     /// Called and returns with the lock held; lets go of it while it writes.
@@ -104,6 +108,7 @@ extension PoolCore {
         sealedBytes = 0
         let mustSyncData = hasUnsyncedData && !hasBug(.dataNotSynced)
         hasUnsyncedData = false
+        unsynced = UnsyncedSpans()
         var end = journalEnd
         monitor.unlock()
         var failed: PoolError?
@@ -124,6 +129,7 @@ extension PoolCore {
         batchesAhead -= end.sequence - journalEnd.sequence
         journalEnd = end
         committedRecord = batches.last?.lastRecord ?? committedRecord
+        reuse(batches)
         if unnotedThrough.load(ordering: .relaxed) <= committedRecord { unnotedThrough.store(0, ordering: .releasing) }
         statistics.commits += 1
         statistics.journalBytesWritten += written

@@ -143,7 +143,10 @@ extension PoolCore {
         if overlayEntries >= options.overlayEntries || pagesToMerge + overheadPages > space.metadataFree / 2 {
             requestPass()
         }
-        if isCommitDue { monitor.broadcast() }
+        if isWorkerIdle, isCommitDue || unsynced.isDue {
+            isWorkerIdle = false
+            monitor.broadcast()
+        }
     }
 
     /// Whether the maintenance thread commits though nobody waits for it: so that no writer has to wait for room, and
@@ -186,14 +189,25 @@ extension PoolCore {
             let mustCommit = isCommitDue
             let target = lastRecord
             let mustCheckpoint = isCheckpointRequested
-            guard failure == nil, mustCommit || mustCheckpoint else {
+            guard failure == nil, mustCommit || mustCheckpoint || unsynced.isDue else {
+                isWorkerIdle = true
                 let isIdle = !monitor.wait(seconds: 5)
+                isWorkerIdle = false
                 if isIdle, hasUnmappedSinceCheckpoint || !punchable.isEmpty { isCheckpointRequested = true }
                 continue
             }
+            let spans = unsynced.isDue ? unsynced.take() : []
             monitor.unlock()
+            for span in spans {
+                let lengthBytes = UInt64(span.count) * UInt64(Format.blockBytes)
+                file.startWriteback(at: span.lowerBound * UInt64(Format.blockBytes), lengthBytes: lengthBytes)
+            }
             // A failure has been noted in the pool's state.
-            if mustCheckpoint { try? maintain() } else { try? commit(through: target, whenFull: .giveUp) }
+            if mustCheckpoint {
+                try? maintain()
+            } else if mustCommit {
+                try? commit(through: target, whenFull: .giveUp)
+            }
             monitor.lock()
         }
         monitor.unlock()

@@ -249,7 +249,7 @@ extension PoolCore {
 
     private func releaseLocked(_ pieces: [Piece]) throws(PoolError) {
         for piece in pieces where piece.physical != 0 {
-            for block in piece.physical..<(piece.physical + UInt64(piece.count)) { try space.release(block) }
+            try space.release(piece.physical..<(piece.physical + UInt64(piece.count)))
         }
     }
 
@@ -287,17 +287,16 @@ extension PoolCore {
                 let block = first + UInt64(piece.index)
                 if piece.physical == 0 {
                     record = appendPart(.unmap(volume: volume.number, block: block, count: UInt64(piece.count)))
+                    for index in 0..<UInt64(piece.count) {
+                        let old = top.insert(RecentMapping(block: 0, crc: 0), for: block + index)
+                        if old != 0 { retired.append(old, isUnmapped: true) }
+                    }
                 } else {
                     let part = UnsafeBufferPointer(rebasing: crcs[piece.index..<(piece.index + piece.count)])
                     record = appendMap(volume: volume.number, block: block, physical: piece.physical, crcs: part)
+                    top.insert(run: piece.physical, crcs: part, for: block) { retired.append($0, isUnmapped: false) }
+                    unsynced.append(piece.physical..<(piece.physical + UInt64(piece.count)))
                     hasUnsyncedData = true
-                }
-                for index in 0..<piece.count {
-                    let mapping = RecentMapping(
-                        block: piece.physical == 0 ? 0 : piece.physical + UInt64(index),
-                        crc: crcs[piece.index + index])
-                    let old = top.insert(mapping, for: block + UInt64(index))
-                    if old != 0 { retired.append(old, isUnmapped: mapping.block == 0) }
                 }
             }
         }

@@ -11,7 +11,10 @@ final class PendingRecords {
     /// Where the journal ends after this batch; set by the thread that appended it.
     var end: JournalPoint?
 
-    init(lastRecord: UInt64) { self.lastRecord = lastRecord }
+    init(lastRecord: UInt64, buffer: [UInt8] = []) {
+        self.lastRecord = lastRecord
+        writer.bytes = buffer
+    }
 }
 
 /// Blocks that no layer refers to any more, while the records that said so are not durable.
@@ -38,11 +41,45 @@ struct BlockLists {
     mutating func append(_ list: [UInt64]) { if !list.isEmpty { lists.append(list) } }
     mutating func append(_ other: BlockLists) { lists.append(contentsOf: other.lists) }
 
-    mutating func popLast() -> UInt64? {
-        guard !lists.isEmpty else { return nil }
-        let block = lists[lists.count - 1].removeLast()
-        if lists[lists.count - 1].isEmpty { lists.removeLast() }
-        return block
+    /// Takes blocks from the end that follow each other on the disk, at most `most`; nil when there are none.
+    mutating func popRun(most: Int) -> Range<UInt64>? {
+        guard var list = lists.popLast(), let last = list.popLast() else { return nil }
+        var run = last..<(last + 1)
+        while run.count < most, let next = list.last, next + 1 == run.lowerBound {
+            run = next..<run.upperBound
+            list.removeLast()
+        }
+        if !list.isEmpty { lists.append(list) }
+        return run
+    }
+}
+
+/// Where data was written that nobody asked the disk for yet: a few spans, since allocation goes along the disk.
+struct UnsyncedSpans {
+    /// 2 MiB.
+    private static let dueBlocks = 512
+    private static let mostSpans = 8
+    /// 16 MiB: what lies nearer belongs to one span.
+    private static let gapBlocks: UInt64 = 4096
+    private var spans: [Range<UInt64>] = []
+    private var blocks = 0
+
+    var isDue: Bool { blocks >= Self.dueBlocks }
+
+    mutating func append(_ run: Range<UInt64>) {
+        blocks += run.count
+        for (index, span) in spans.enumerated()
+        where run.lowerBound <= span.upperBound + Self.gapBlocks && span.lowerBound <= run.upperBound + Self.gapBlocks {
+            spans[index] = min(span.lowerBound, run.lowerBound)..<max(span.upperBound, run.upperBound)
+            return
+        }
+        // What is left out, the next sync finds.
+        if spans.count < Self.mostSpans { spans.append(run) }
+    }
+
+    mutating func take() -> [Range<UInt64>] {
+        defer { self = UnsyncedSpans() }
+        return spans
     }
 }
 
@@ -90,10 +127,13 @@ final class PoolCore: @unchecked Sendable {
     // The journal.
     var pending = PendingRecords(lastRecord: 0)
     var sealed: [PendingRecords] = []
+    /// The empty buffer of a batch that is durable, for the next one: none has to grow while writers wait.
+    var spareRecords: [UInt8] = []
     var lastRecord: UInt64 = 0
     var committedRecord: UInt64 = 0
     var isCommitting = false
     var hasUnsyncedData = false
+    var unsynced = UnsyncedSpans()
     var journalEnd: JournalPoint
     var sealedBytes = 0
     /// Batches with records that are sealed or being written: they come before the one that is being gathered.
@@ -150,6 +190,8 @@ final class PoolCore: @unchecked Sendable {
     var lastPassFreed = 0
     var statistics = PoolStatistics()
     var worker: WorkerThread?
+    /// The worker waits for something to do.
+    var isWorkerIdle = false
     let checksumErrors = Atomic<UInt64>(0)
     let dataBytesWritten = Atomic<UInt64>(0)
 
@@ -282,9 +324,9 @@ final class PoolCore: @unchecked Sendable {
     /// Makes up to `most` blocks available again: few at a time, because writers wait meanwhile.
     func releaseSome(most: Int) throws(PoolError) {
         var left = most
-        while left > 0, let block = releasable.popLast() {
-            try space.release(block)
-            left -= 1
+        while left > 0, let run = releasable.popRun(most: left) {
+            try space.release(run)
+            left -= run.count
         }
     }
 

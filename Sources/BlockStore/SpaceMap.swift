@@ -41,6 +41,8 @@ final class SpaceMap {
         var bits: Bits?
         /// How a region without bits in memory differs from its page; nil where it does not.
         var difference: Difference?
+        /// Blocks in use when no long run was found; it takes some that come free for another look.
+        var busyWhenRunless = Int.max
     }
 
     /// With P what the page on disk says: durable = (P − cleared) + marked, busy = P + marked + taken.
@@ -65,6 +67,11 @@ final class SpaceMap {
     private(set) var dirtyRegions: Set<Int> = []
     private var dataRegion = 0
     private var dataHint = 0
+    /// Where large writes go: not among the blocks that came free one by one.
+    private var runRegion = 0
+    private var runHint = 0
+    /// So many more allocations take what there is, long runs or not.
+    private var allocationsWithoutRuns = 0
     private var metadataRegion = 0
     private var metadataHint = 0
     private let reusesBlocksFirst: Bool
@@ -215,7 +222,7 @@ final class SpaceMap {
 
     private func giveUpBits(ofRegion index: Int) -> Bool {
         let region = regions[index]
-        guard let bits = region.bits, !region.isDirty, index != dataRegion, index != metadataRegion,
+        guard let bits = region.bits, !region.isDirty, ![dataRegion, runRegion, metadataRegion].contains(index),
             region.busyCount - region.durableCount <= 1024
         else { return false }
         if region.busyCount > region.durableCount {
@@ -246,11 +253,17 @@ final class SpaceMap {
     func rewind() {
         dataRegion = 0
         dataHint = 0
+        allocationsWithoutRuns = 4096
     }
 
     /// Up to `wanted` blocks in one run for data; nil when there is none.
     func allocateData(_ wanted: Int) throws(PoolError) -> Range<UInt64>? {
         guard dataFree > 0 else { return nil }
+        if allocationsWithoutRuns > 0 {
+            allocationsWithoutRuns -= 1
+        } else if wanted >= Self.longRunBlocks, !reusesBlocksFirst, let run = try allocateLongRun(wanted) {
+            return run
+        }
         if reusesBlocksFirst { dataRegion = 0 }
         if let run = try takeRun(wanted, region: dataRegion, kind: .data, hint: &dataHint) { return run }
         while let next = nextDataRegion() {
@@ -275,6 +288,67 @@ final class SpaceMap {
         return any
     }
 
+    /// 32 KiB: from here on a request is not cut into pieces for the sake of single free blocks.
+    private static let longRunBlocks = 8
+
+    /// Up to `wanted` blocks, at least eight, or sixteen of a larger request; nil where only shorter runs are left, and
+    /// a fresh region would make the pool take more than twice the room of what is in use.
+    private func allocateLongRun(_ wanted: Int) throws(PoolError) -> Range<UInt64>? {
+        // Few at a time, because others wait: what is passed over is not looked at again soon.
+        for _ in 0..<4 {
+            if let run = try takeLongRun(wanted) { return run }
+            guard let next = nextRunRegion() else { break }
+            runRegion = next
+            runHint = 0
+        }
+        let isSparse = UInt64(regionsInUse) * regionBlocks > 2 * busyBlocks + 8 * regionBlocks
+        guard regionsInUse < regionLimit, !isSparse else { return nil }
+        runRegion = regionsInUse
+        runHint = 0
+        return try takeLongRun(wanted)
+    }
+
+    private func takeLongRun(_ wanted: Int) throws(PoolError) -> Range<UInt64>? {
+        extend(to: runRegion)
+        let region = regions[runRegion]
+        guard region.kind != .metadata, region.busyCount + Self.longRunBlocks <= Int(regionBlocks) else { return nil }
+        let bits = try bits(ofRegion: runRegion)
+        let hasSixteen = wanted >= 2 * Self.longRunBlocks
+        let found = findLongRun(bits, hasSixteen, from: runHint) ?? findLongRun(bits, hasSixteen, from: 0)
+        guard let first = found else {
+            regions[runRegion].busyWhenRunless = region.busyCount
+            return nil
+        }
+        return take(wanted, from: first, bits, region: runRegion, kind: .data, hint: &runHint)
+    }
+
+    private func nextRunRegion() -> Int? {
+        let full = Int(regionBlocks)
+        for step in 1...max(1, regionsInUse) {
+            let index = (runRegion + step) % max(1, regionsInUse)
+            let region = regions[index]
+            guard region.kind != .metadata, region.busyCount <= full - full / 8 else { continue }
+            if region.busyWhenRunless == .max || region.busyCount <= region.busyWhenRunless - full / 32 { return index }
+        }
+        return nil
+    }
+
+    /// Eight or sixteen free blocks of one word.
+    private func findLongRun(_ bits: Bits, _ hasSixteen: Bool, from hint: Int) -> Int? {
+        guard hint < bits.words * 64 else { return nil }
+        var mask = ~UInt64(0) << UInt64(hint % 64)
+        for word in (hint / 64)..<bits.words {
+            var runs = ~bits.busy[word] & mask
+            mask = ~0
+            runs &= runs >> 1
+            runs &= runs >> 2
+            runs &= runs >> 4
+            if hasSixteen { runs &= runs >> 8 }
+            if runs != 0 { return word * 64 + runs.trailingZeroBitCount }
+        }
+        return nil
+    }
+
     private func takeRun(
         _ wanted: Int, region: Int, kind: Kind, hint: inout Int
     ) throws(PoolError) -> Range<UInt64>? {
@@ -283,6 +357,12 @@ final class SpaceMap {
         if kind == .data, regions[region].kind == .metadata { return nil }
         let bits = try bits(ofRegion: region)
         guard let first = findFree(bits, from: hint) ?? findFree(bits, from: 0) else { return nil }
+        return take(wanted, from: first, bits, region: region, kind: kind, hint: &hint)
+    }
+
+    private func take(
+        _ wanted: Int, from first: Int, _ bits: Bits, region: Int, kind: Kind, hint: inout Int
+    ) -> Range<UInt64> {
         var count = 1
         while count < wanted, first + count < Int(regionBlocks), !Self.test(bits.busy, first + count) { count += 1 }
         for bit in first..<(first + count) { Self.set(bits.busy, bit) }
@@ -369,6 +449,22 @@ final class SpaceMap {
         }
         Self.clear(bits.busy, bit)
         countBusy(region, by: -1)
+    }
+
+    /// The same for blocks of one run.
+    func release(_ run: Range<UInt64>) throws(PoolError) {
+        let (region, bit) = try place(run.lowerBound)
+        guard run.count > 1, bit + run.count <= Int(regionBlocks), let bits = regions[region].bits else {
+            for block in run { try release(block) }
+            return
+        }
+        for index in bit..<(bit + run.count) {
+            guard Self.test(bits.busy, index), !Self.test(bits.durable, index) else {
+                throw .damaged("block \(run.lowerBound + UInt64(index - bit)) was freed twice")
+            }
+            Self.clear(bits.busy, index)
+        }
+        countBusy(region, by: -run.count)
     }
 
     /// Marks a block that a recovered mapping uses.

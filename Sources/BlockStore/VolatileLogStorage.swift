@@ -21,11 +21,19 @@ struct VolatileLogUnavailable: Error {
     var reason: String
 }
 
-/// The files of a volatile log in a directory on tmpfs.
-final class MemoryFileLogStorage: VolatileLogStorage {
+/// The files of a volatile log in a directory on tmpfs. They are mapped: a note costs no system call, and what is in the
+/// mapping outlives a killed process as a written file does.
+final class MemoryFileLogStorage: VolatileLogStorage, @unchecked Sendable {
     /// More than a log ever grows to; a longer file is not ours.
     static let mostBytes = 1 << 30
+    /// A file grows by so much; small, because writers wait meanwhile.
+    private static let windowBytes = 128 << 10
+    /// What a file has from the beginning, where there is room.
+    private static let firstWindows = 8
 
+    // SAFETY: used with the pool's lock held, or before the pool has other users. A window is `windowBytes` of mapped,
+    // allocated file: tmpfs cannot run out of room under it. It stays until `clear` or deinit.
+    private var windows: [[UnsafeMutableRawPointer]] = [[], []]
     let bootID: ObjectID
     private let directory: Int32
     private let names: [String]
@@ -55,6 +63,7 @@ final class MemoryFileLogStorage: VolatileLogStorage {
     }
 
     deinit {
+        for file in 0..<2 { unmapWindows(ofFile: file) }
         for file in files { Glibc.close(file) }
         Glibc.close(directory)
     }
@@ -89,18 +98,44 @@ final class MemoryFileLogStorage: VolatileLogStorage {
     }
 
     func write(_ bytes: UnsafeRawBufferPointer, at offset: Int, toFile file: Int) -> Int32 {
+        let isFirst = windows[file].isEmpty
+        while windows[file].count * Self.windowBytes < offset + bytes.count {
+            let failure = addWindow(toFile: file)
+            if failure != 0 { return failure }
+        }
+        if isFirst { while windows[file].count < Self.firstWindows, addWindow(toFile: file) == 0 {} }
         var done = 0
         while done < bytes.count {
-            let count = pwrite(files[file], bytes.baseAddress! + done, bytes.count - done, off_t(offset + done))
-            if count < 0, errno == EINTR { continue }
-            if count < 0 { return errno }
-            if count == 0 { return ENOSPC }
+            let (window, within) = (offset + done).quotientAndRemainder(dividingBy: Self.windowBytes)
+            let count = min(bytes.count - done, Self.windowBytes - within)
+            (windows[file][window] + within).copyMemory(from: bytes.baseAddress! + done, byteCount: count)
             done += count
         }
         return 0
     }
 
-    func clear(file: Int) -> Int32 { clinux_truncate_file(files[file], 0) }
+    /// Allocated first: a page that is missing under a mapping would end the process.
+    private func addWindow(toFile file: Int) -> Int32 {
+        let offset = windows[file].count * Self.windowBytes
+        let failure = clinux_file_allocate(files[file], UInt64(offset), UInt64(Self.windowBytes))
+        guard failure == 0 else { return failure }
+        let window = mmap(
+            nil, Self.windowBytes, PROT_READ | PROT_WRITE, MAP_SHARED | Int32(MAP_POPULATE), files[file],
+            off_t(offset))
+        guard let window, window != UnsafeMutableRawPointer(bitPattern: -1) else { return errno }
+        windows[file].append(window)
+        return 0
+    }
+
+    private func unmapWindows(ofFile file: Int) {
+        for window in windows[file] { munmap(window, Self.windowBytes) }
+        windows[file] = []
+    }
+
+    func clear(file: Int) -> Int32 {
+        unmapWindows(ofFile: file)
+        return clinux_truncate_file(files[file], 0)
+    }
 
     func remove() {
         for name in names { _ = clinux_remove_file(directory, name) }

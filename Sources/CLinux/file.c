@@ -23,6 +23,10 @@ int clinux_file_allocate(int fd, uint64_t offset, uint64_t length) {
     return fallocate(fd, 0, (off_t)offset, (off_t)length) == 0 ? 0 : errno;
 }
 
+void clinux_file_start_writeback(int fd, uint64_t offset, uint64_t length) {
+    (void)sync_file_range(fd, (off64_t)offset, (off64_t)length, SYNC_FILE_RANGE_WRITE);
+}
+
 int clinux_file_lock(int fd, int exclusive) {
     return flock(fd, (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB) == 0 ? 0 : errno;
 }

@@ -15,5 +15,7 @@ int clinux_file_size(int fd, uint64_t *size, int *is_block_device);
 int clinux_file_system_free(int fd, uint64_t *free_bytes);
 /// The flag O_DIRECT of open(2), which Swift's import of Glibc lacks.
 int clinux_o_direct(void);
+/// Begins to write out a range without waiting for it. Whether that goes well, the next fdatasync(2) says.
+void clinux_file_start_writeback(int fd, uint64_t offset, uint64_t length);
 /// Bytes of storage that the file occupies.
 int clinux_file_occupied(int fd, uint64_t *bytes);
