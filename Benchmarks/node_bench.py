@@ -69,12 +69,16 @@ class Node:
         shutil.rmtree(self.work, ignore_errors=True)
 
 
-def bench(target, write, depth=32, count=20000, step=1052672, cache="writeback"):
-    """4 KiB requests per second of `qemu-img bench`; the step scatters them over the volume."""
-    command = ["qemu-img", "bench", "-f", "raw", "-t", cache, "-d", str(depth), "-s", "4096", "-S", str(step),
+def bench(target, write, depth=32, count=20000, step=1052672, cache="writeback", size=4096):
+    """Requests per second of `qemu-img bench`; the step of 4 KiB ones scatters them over the volume."""
+    command = ["qemu-img", "bench", "-f", "raw", "-t", cache, "-d", str(depth), "-s", str(size), "-S", str(step),
                "-c", str(count)] + (["-w"] if write else []) + [target]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return count / float(re.search(r"completed in ([0-9.]+) seconds", output).group(1))
+
+
+def sequential(target, write):
+    return bench(target, write, depth=16, count=8192, step=131072, size=131072)
 
 
 def snapshot_times(node):
@@ -109,21 +113,55 @@ def write_rates(node):
         plain.append(bench(raw, True))
         node.snapshot(["rate"], "rate-%d" % i)
         after.append(bench(target, True))
-    reads = [bench(target, False) for _ in range(5)]
+    reads, plain_reads = alternate(lambda: bench(target, False), lambda: bench(raw, False))
     b, a, p = map(statistics.median, (before, after, plain))
     print("  raw file            %9.0f" % p)
     print("  target, overwriting %9.0f   of raw %.2f" % (b, b / p))
     print("  after a snapshot    %9.0f   of before %.2f" % (a, a / b))
-    print("  reads               %9.0f" % statistics.median(reads))
+    print("  reads               %9.0f   of raw %.2f" % (reads, reads / plain_reads))
+    print("\n128 KiB sequential at depth 16, per second (median of 5, alternating with a raw file)")
+    sequential(target, True)
+    for name, write in (("writes", True), ("reads", False)):
+        ours, theirs = alternate(lambda: sequential(target, write), lambda: sequential(raw, write))
+        print("  %-10s target %9.0f   raw file %9.0f   ratio %.2f" % (name, ours, theirs, ours / theirs))
+
+
+def alternate(first, second, rounds=5):
+    pairs = [(first(), second()) for _ in range(rounds)]
+    return [statistics.median(column) for column in zip(*pairs)]
+
+
+def many_snapshots(node):
+    """Rates of a volume with snapshots beside those of another one, and the time of a snapshot meanwhile."""
+    print("\n4 KiB at depth 32 through the target: a volume with snapshots beside one without (median of 5 ratios)")
+    ours, other = node.volume("many", GIB), node.volume("none", GIB)
+    for target in (ours, other):
+        sequential(target, True)
+        bench(target, True)
+    made = 0
+    for count in (0, 100, 10000):
+        began, times = time.perf_counter(), []
+        for made in range(made, count):
+            times.append(node.snapshot(["many"], "m-%d" % made))
+        made = count
+        if times:
+            last = statistics.median(times[-50:]) * 1000
+            print("  %5d snapshots: %.0f s, the last ones %.2f ms each" % (count, time.perf_counter() - began, last))
+        for name, write in (("writes", True), ("reads", False)):
+            pairs = [(bench(ours, write), bench(other, write)) for _ in range(5)]
+            a, b = [statistics.median(column) for column in zip(*pairs)]
+            ratio = statistics.median(x / y for x, y in pairs)
+            print("  %5d snapshots, %-6s %9.0f   without %9.0f   ratio %.2f" % (count, name, a, b, ratio))
 
 
 def main():
-    node = Node(sys.argv[1])
-    try:
-        snapshot_times(node)
-        write_rates(node)
-    finally:
-        node.stop()
+    sections = {"times": snapshot_times, "rates": write_rates, "many": many_snapshots}
+    for name in sys.argv[2:] or sections:
+        node = Node(sys.argv[1])
+        try:
+            sections[name](node)
+        finally:
+            node.stop()
 
 
 if __name__ == "__main__":

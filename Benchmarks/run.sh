@@ -6,7 +6,7 @@ bin=$1
 shift
 here=$(cd "$(dirname "$0")" && pwd)
 sections=("$@")
-[ ${#sections[@]} -gt 0 ] || sections=(rates amplification snapshots pause times peers node)
+[ ${#sections[@]} -gt 0 ] || sections=(rates direct amplification snapshots pause times peers node)
 store=()
 for section in "${sections[@]}"; do [ "$section" = node ] || store+=("$section"); done
 if [ ${#store[@]} -gt 0 ]; then

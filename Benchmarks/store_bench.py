@@ -4,7 +4,7 @@ Figures of one run depend on the machine and its neighbours; what is compared al
 median of the ratios of neighbouring runs. `Benchmarks/run.sh` builds what is needed; docs/benchmarks.md has the results.
 
     store_bench.py BENCH_PROGRAM SECTION... [--rounds N] [--seconds S] [--directory DIR]
-    sections: rates snapshots times pause amplification peers peers-file direct
+    sections: rates snapshots times pause amplification peers direct
 """
 
 import argparse
@@ -61,6 +61,7 @@ class Section:
     def __init__(self, options):
         self.options = options
         self.directory = tempfile.mkdtemp(prefix="stillpoint-bench.", dir=options.directory)
+        self.log = os.path.join("/dev/shm", os.path.basename(self.directory))
         self.bench = Bench(options.program)
 
     def path(self, name):
@@ -69,9 +70,10 @@ class Section:
     def end(self):
         self.bench.end()
         shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.rmtree(self.log, ignore_errors=True)
 
     def pool(self, size=GIB, fill=True, **options):
-        self.bench("create", path=self.path("pool"), **options)
+        self.bench("create", path=self.path("pool"), log=self.log, **options)
         self.bench("volume", name="v", size=size)
         if fill:
             self.bench("run", on="v", pattern="sequential", block=MIB, depth=2, calls=size // MIB)
@@ -83,6 +85,15 @@ class Section:
         self.bench("file", name="raw", path=path)
         self.bench("run", on="raw", pattern="sequential", block=MIB, depth=2, calls=size // MIB)
 
+    def rate_anew(self, **values):
+        path = self.path("anew")
+        open(path, "wb").close()
+        self.bench("file", name="anew", path=path, anew=1)
+        rate = self.rate("anew", **values)
+        self.bench("endfile", name="anew")
+        os.unlink(path)
+        return rate
+
     def rate(self, on, **values):
         values.setdefault("seconds", self.options.seconds)
         values.setdefault("size", GIB)
@@ -92,24 +103,72 @@ class Section:
 
 
 def rates(options):
-    heading("Store and raw file, no snapshots, 1 GiB, calls per second (flush after 256 writes)")
-    row("", "store", "raw file", "ratio")
+    heading(
+        "Store and raw file, no snapshots, 1 GiB, calls per second (flush after 256 writes); "
+        "anew: a file that writes where it has no storage yet")
+    row("", "store", "raw file", "ratio", "anew", "ratio")
     section = Section(options)
     section.pool(io=options.io)
     section.raw()
+    sequential = dict(block=131072, pattern="sequential", flush=64)
     loads = [
+        ("128 KiB sequential write, depth 1", sequential),
+        ("128 KiB sequential write, depth 4", dict(sequential, depth=4)),
         ("4 KiB random write, depth 1", dict(depth=1)),
         ("4 KiB random write, depth 32", dict(depth=32)),
         ("4 KiB random read, depth 1", dict(depth=1, op="read")),
         ("4 KiB random read, depth 32", dict(depth=32, op="read")),
-        ("128 KiB sequential write, depth 1", dict(block=131072, pattern="sequential", flush=64)),
+        ("128 KiB sequential read after random writes", dict(block=131072, pattern="sequential", op="read")),
+        ("128 KiB sequential write, depth 1, after random", sequential),
         ("128 KiB sequential read, depth 1", dict(block=131072, pattern="sequential", op="read")),
         ("128 KiB sequential read, depth 4", dict(block=131072, pattern="sequential", op="read", depth=4)),
     ]
     for name, load in loads:
-        pairs = [(section.rate("v", **load), section.rate("raw", **load)) for _ in range(options.rounds)]
+        pairs, anew = [], []
+        is_write = load.get("op", "write") == "write"
+        if is_write:
+            section.rate("v", **load)
+        for _ in range(options.rounds):
+            pairs.append((section.rate("v", **load), section.rate("raw", **load)))
+            if is_write:
+                anew.append((pairs[-1][0], section.rate_anew(**load)))
         store, raw = (statistics.median(column) for column in zip(*pairs))
-        row(name, "%.0f" % store, "%.0f" % raw, "%.2f" % ratio(pairs))
+        more = ["%.0f" % statistics.median(b for _, b in anew), "%.2f" % ratio(anew)] if anew else []
+        row(name, "%.0f" % store, "%.0f" % raw, "%.2f" % ratio(pairs), *more)
+    section.end()
+
+
+def direct(options):
+    heading("A raw file of 1 GiB through the page cache and with O_DIRECT, calls per second (flush after 256 writes)")
+    row("", "cached", "direct", "direct/cached")
+    section = Section(options)
+    section.raw()
+    section.bench("file", name="direct", path=section.path("raw"), direct=1)
+    loads = [
+        ("4 KiB random write, depth 1", dict(depth=1)),
+        ("4 KiB random write, depth 32", dict(depth=32)),
+        ("4 KiB random write, a flush after each, depth 1", dict(depth=1, flush=1)),
+        ("4 KiB random read, depth 1", dict(depth=1, op="read")),
+        ("4 KiB random read, depth 32", dict(depth=32, op="read")),
+        ("128 KiB sequential write, depth 4", dict(block=131072, pattern="sequential", flush=64, depth=4)),
+        ("128 KiB sequential read, depth 4", dict(block=131072, pattern="sequential", op="read", depth=4)),
+    ]
+    for cold in (False, True):
+        for name, load in loads:
+            if cold and load.get("op") != "read":
+                continue
+            pairs = []
+            for _ in range(options.rounds):
+                if cold:
+                    subprocess.run(["sync", section.path("raw")], check=True)
+                    descriptor = os.open(section.path("raw"), os.O_RDONLY)
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                    os.close(descriptor)
+                # Cold means short: what was read once is in the cache.
+                more = dict(seconds=0.2) if cold else {}
+                pairs.append((section.rate("direct", **load, **more), section.rate("raw", **load, **more)))
+            a, b = (statistics.median(column) for column in zip(*pairs))
+            row(name + (", nothing cached" if cold else ""), "%.0f" % b, "%.0f" % a, "%.2f" % ratio(pairs))
     section.end()
 
 
@@ -221,14 +280,15 @@ def pause(options):
     section = Section(options)
     section.pool()
     section.rate("v", depth=4)
-    for depth in (1, 4, 32):
+    for depth, threads in ((1, 1), (4, 4), (32, 2), (32, 32)):
         for control in (0, 1):
             found = section.bench(
-                "pause", on="v", depth=depth, size=GIB, flush=FLUSH, count=60, control=control,
+                "pause", on="v", depth=depth, threads=threads, size=GIB, flush=FLUSH, count=60, control=control,
                 everyus=200000)
             row(
-                "depth %d, %s" % (depth, "a flush" if control else "a snapshot"), "%.0f" % found["pause"]["p50us"],
-                "%.0f" % found["pause"]["p99us"], "%.0f" % found["pause"]["maxus"], "%.0f" % found["call"]["p50us"])
+                "depth %d, %d threads, %s" % (depth, threads, "a flush" if control else "a snapshot"),
+                "%.0f" % found["pause"]["p50us"], "%.0f" % found["pause"]["p99us"], "%.0f" % found["pause"]["maxus"],
+                "%.0f" % found["call"]["p50us"])
     section.end()
 
 
@@ -374,9 +434,11 @@ class QcowPeer:
 
 
 def make_peers(options, size):
-    peers = [lambda: StorePeer(options, size), lambda: FilePeer(options, size), lambda: QcowPeer(options, size)]
+    peers = [
+        ("store", lambda: StorePeer(options, size)), ("raw", lambda: FilePeer(options, size)),
+        ("qcow2", lambda: QcowPeer(options, size))]
     if os.geteuid() == 0 and os.path.exists("/dev/loop-control"):
-        peers += [lambda: FilePeer(options, size, "btrfs"), lambda: FilePeer(options, size, "xfs")]
+        peers += [(kind, lambda kind=kind: FilePeer(options, size, kind)) for kind in ("btrfs", "xfs")]
     else:
         print("  btrfs and xfs are left out: they need root and loop devices")
     return peers
@@ -389,7 +451,9 @@ def peers(options):
         % (options.peer_gib, DEPTH, FLUSH, options.rounds))
     row("", "before /s", "after /s", "after/before", "snapshot ms", "bytes/byte")
     calls = options.peer_calls
-    for make in make_peers(options, size):
+    for name, make in make_peers(options, size):
+        if options.peer and name not in options.peer:
+            continue
         peer = make()
         try:
             peer.write(calls * 2, 1)
@@ -417,9 +481,10 @@ def main():
     parser.add_argument("--directory", default="/var/tmp")
     parser.add_argument("--io", default="auto")
     parser.add_argument("--peer-gib", type=int, default=1)
+    parser.add_argument("--peer", action="append", help="only this one: store, raw, qcow2, btrfs, xfs")
     parser.add_argument("--peer-calls", type=int, default=8192)
     options = parser.parse_args()
-    known = {f.__name__: f for f in (rates, snapshots, times, pause, amplification, peers)}
+    known = {f.__name__: f for f in (rates, snapshots, times, pause, amplification, peers, direct)}
     for name in options.sections or known:
         if name not in known:
             sys.exit("there is no section %s; there are %s" % (name, ", ".join(known)))

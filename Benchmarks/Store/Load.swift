@@ -25,29 +25,50 @@ final class DeviceSubject: Subject {
     func flush() throws { try device.flush() }
 }
 
+/// A file with pwrite, pread and fdatasync.
 final class FileSubject: Subject {
-    private let file: HostFile
+    struct SystemError: Error { var errno: Int32 }
 
-    init(path: String) throws { file = try HostFile(path: path, mode: .readWrite) }
+    private let descriptor: Int32
+    /// Each write goes behind the one before, where the file has no storage yet, whatever its offset.
+    private let allocatesAnew: Bool
+    private let end = Atomic<UInt64>(0)
 
-    func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws {
-        try file.read(at: offset, into: buffer)
+    /// With `isDirect` past the page cache.
+    init(path: String, isDirect: Bool = false, allocatesAnew: Bool = false) throws {
+        descriptor = open(path, O_RDWR | O_CLOEXEC | (isDirect ? 0o40000 : 0))
+        guard descriptor >= 0 else { throw SystemError(errno: errno) }
+        self.allocatesAnew = allocatesAnew
     }
 
-    func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws { try file.write(at: offset, from: buffer) }
+    func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws {
+        guard pread(descriptor, buffer.baseAddress, buffer.count, off_t(offset)) == buffer.count else {
+            throw SystemError(errno: errno)
+        }
+    }
 
-    func flush() throws { try file.sync() }
+    func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws {
+        var offset = offset
+        if allocatesAnew { offset = end.add(UInt64(buffer.count), ordering: .relaxed).oldValue }
+        guard pwrite(descriptor, buffer.baseAddress, buffer.count, off_t(offset)) == buffer.count else {
+            throw SystemError(errno: errno)
+        }
+    }
 
-    func close() { file.close() }
+    func flush() throws { guard fdatasync(descriptor) == 0 else { throw SystemError(errno: errno) } }
+
+    func close() { _ = Glibc.close(descriptor) }
 }
 
-/// One load: `depth` threads that each do one call after another.
+/// One load: `depth` calls under way, by as many threads or by fewer that take the oldest call that waits.
 struct Load: Sendable {
     enum Pattern: String, Sendable { case random, sequential, step }
 
     var isWrite = true
     var pattern = Pattern.random
     var depth = 1
+    /// 0 for as many as `depth`.
+    var threads = 0
     var blockBytes = 4096
     var sizeBytes: UInt64 = 1 << 30
     var seconds = 2.0
@@ -153,6 +174,28 @@ final class RunningLoad: @unchecked Sendable {
         var failure: String?
     }
     private let results = Mutex(Sums())
+
+    /// When a call was issued, and the window then.
+    private struct Issued {
+        var at: UInt64
+        var window: UInt64
+    }
+
+    /// A ring of the calls that no thread has taken yet, the oldest first.
+    private struct Waiting {
+        var calls: [Issued]
+        var first = 0
+        var count = 0
+    }
+
+    /// Where there are fewer threads than calls: a call's time runs from when it was issued, as an initiator sees it.
+    private let waiting: Mutex<Waiting>
+    private let hasQueue: Bool
+    /// With a queue, a thread of its own flushes, as an initiator does while other calls go on.
+    private let isFlushDue = Atomic<Bool>(false)
+    private let haveThreadsEnded = Atomic<Bool>(false)
+    // SAFETY: as `threads`.
+    private var flusher: pthread_t?
     // SAFETY: written once in init, read in `join` by the only caller.
     private var threads: [pthread_t] = []
 
@@ -165,7 +208,12 @@ final class RunningLoad: @unchecked Sendable {
     init(_ load: Load, on subject: any Subject) {
         self.load = load
         self.subject = subject
-        for index in 0..<load.depth { threads.append(startThread { [self] in work(index) }) }
+        let count = load.threads == 0 ? load.depth : min(load.threads, load.depth)
+        hasQueue = count < load.depth
+        let first = Issued(at: started, window: 0)
+        waiting = Mutex(Waiting(calls: Array(repeating: first, count: load.depth), count: load.depth))
+        if hasQueue { flusher = startThread { [self] in flushWhenDue() } }
+        for index in 0..<count { threads.append(startThread { [self] in work(index) }) }
     }
 
     func end() { mustEnd.store(true, ordering: .relaxed) }
@@ -173,6 +221,8 @@ final class RunningLoad: @unchecked Sendable {
     /// Waits for the end; the flush that makes everything durable is part of the time.
     func join() -> LoadResult {
         for thread in threads { pthread_join(thread, nil) }
+        haveThreadsEnded.store(true, ordering: .relaxed)
+        if let flusher { pthread_join(flusher, nil) }
         if load.isWrite { flush() }
         let seconds = Double(nanoseconds() - started) / 1e9
         let sums = results.withLock { $0 }
@@ -184,6 +234,12 @@ final class RunningLoad: @unchecked Sendable {
     private func flush() {
         flushes.add(1, ordering: .relaxed)
         do { try subject.flush() } catch { note(error) }
+    }
+
+    private func flushWhenDue() {
+        while !haveThreadsEnded.load(ordering: .relaxed) {
+            if isFlushDue.exchange(false, ordering: .relaxed) { flush() } else { usleep(50) }
+        }
     }
 
     private func note(_ error: any Error) {
@@ -198,6 +254,30 @@ final class RunningLoad: @unchecked Sendable {
         case .sequential: return number % blocks * UInt64(load.blockBytes)
         case .step: return number &* load.stepBytes % load.sizeBytes
         }
+    }
+
+    private func now() -> Issued { Issued(at: nanoseconds(), window: window.load(ordering: .sequentiallyConsistent)) }
+
+    private func take() -> Issued {
+        guard hasQueue else { return now() }
+        return waiting.withLock { waiting in
+            defer {
+                waiting.first = (waiting.first + 1) % waiting.calls.count
+                waiting.count -= 1
+            }
+            return waiting.calls[waiting.first]
+        }
+    }
+
+    /// A call has ended; the next one is issued at once.
+    private func issue() -> Issued {
+        let call = now()
+        guard hasQueue else { return call }
+        waiting.withLock { waiting in
+            waiting.calls[(waiting.first + waiting.count) % waiting.calls.count] = call
+            waiting.count += 1
+        }
+        return call
     }
 
     private func work(_ thread: Int) {
@@ -217,8 +297,7 @@ final class RunningLoad: @unchecked Sendable {
             let offset = offset(number, &generator)
             // No two blocks are alike, as a store with deduplication would like them to be.
             for at in stride(from: 0, to: words.count, by: 512) { words[at] = base &+ number &+ UInt64(at) | 1 }
-            let begin = nanoseconds()
-            let before = window.load(ordering: .sequentiallyConsistent)
+            let call = take()
             do {
                 if load.isWrite {
                     try subject.write(at: offset, from: UnsafeRawBufferPointer(buffer))
@@ -229,12 +308,13 @@ final class RunningLoad: @unchecked Sendable {
                 note(error)
                 break
             }
-            let time = nanoseconds() - begin
-            latency.add(time)
-            let after = window.load(ordering: .sequentiallyConsistent)
-            if before != after || before % 2 == 1 { inWindow.add(time) }
+            let done = issue()
+            latency.add(done.at - call.at)
+            if call.window != done.window || call.window % 2 == 1 { inWindow.add(done.at - call.at) }
             calls += 1
-            if load.isWrite, load.flushInterval > 0, (number + 1) % load.flushInterval == 0 { flush() }
+            if load.isWrite, load.flushInterval > 0, (number + 1) % load.flushInterval == 0 {
+                if hasQueue { isFlushDue.store(true, ordering: .relaxed) } else { flush() }
+            }
         }
         results.withLock {
             $0.latency.add(latency)

@@ -41,6 +41,9 @@ final class Bench {
             options.cacheBytes = command.number("cache", options.cacheBytes)
             options.overlayEntries = Int(command.number("overlay", UInt64(options.overlayEntries)))
             options.backend = StorageBackend(rawValue: command.text("io", "auto"))!
+            // `stillpoint serve` has one.
+            let log = command.text("log")
+            options.volatileLogDirectory = log.isEmpty ? nil : log
             let path = command.text("path")
             let began = nanoseconds()
             let made =
@@ -66,7 +69,9 @@ final class Bench {
             subjects[name] = DeviceSubject(try opened.device(of: id))
             return "{}"
         case "file":
-            let file = try FileSubject(path: command.text("path"))
+            let file = try FileSubject(
+                path: command.text("path"), isDirect: command.number("direct") == 1,
+                allocatesAnew: command.number("anew") == 1)
             subjects[command.text("name")] = file
             files[command.text("name")] = file
             return "{}"
@@ -102,6 +107,7 @@ final class Bench {
         load.isWrite = command.text("op", "write") == "write"
         load.pattern = Load.Pattern(rawValue: command.text("pattern", "random"))!
         load.depth = Int(command.number("depth", 1))
+        load.threads = Int(command.number("threads"))
         load.blockBytes = Int(command.number("block", 4096))
         load.sizeBytes = command.number("size", 1 << 30)
         load.seconds = command.real("seconds", 2)
