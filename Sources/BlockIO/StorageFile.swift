@@ -28,8 +28,8 @@ public protocol StorageFile: AnyObject, Sendable {
     /// Makes all writes that returned before this call durable.
     func sync() throws(StorageError)
 
-    /// Lets the system begin to write out what was written to the range, so that the next `sync()` has less to wait for.
-    /// It promises nothing and fails never: what goes wrong, the next `sync()` says.
+    /// Lets the system begin to write out what was written to the range, so that the next `sync()` has less to wait
+    /// for. It promises nothing and fails never: what goes wrong, the next `sync()` says.
     func startWriteback(at offset: UInt64, lengthBytes: UInt64)
 
     /// Gives the range back to what the file lies on. The range reads as zeros or old data until it is written again.

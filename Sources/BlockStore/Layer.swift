@@ -65,8 +65,8 @@ final class Layer {
         return 0
     }
 
-    /// As `insert` for `crcs.count` blocks from `block` on, which lie one after the other from `physical` on; `replaced`
-    /// gets the physical blocks that the layer had for them.
+    /// As `insert` for `crcs.count` blocks from `block` on, which lie one after the other from `physical` on;
+    /// `replaced` gets the physical blocks that the layer had for them.
     func insert(
         run physical: UInt64, crcs: UnsafeBufferPointer<UInt32>, for block: UInt64, replaced: (UInt64) -> Void
     ) {

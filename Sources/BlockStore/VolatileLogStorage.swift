@@ -21,8 +21,8 @@ struct VolatileLogUnavailable: Error {
     var reason: String
 }
 
-/// The files of a volatile log in a directory on tmpfs. They are mapped: a note costs no system call, and what is in the
-/// mapping outlives a killed process as a written file does.
+/// The files of a volatile log in a directory on tmpfs. They are mapped: a note costs no system call, and what is in
+/// the mapping outlives a killed process as a written file does.
 final class MemoryFileLogStorage: VolatileLogStorage, @unchecked Sendable {
     /// More than a log ever grows to; a longer file is not ours.
     static let mostBytes = 1 << 30

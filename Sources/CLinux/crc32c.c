@@ -111,7 +111,8 @@ __attribute__((target("avx512f,vpclmulqdq,sse4.2"))) static uint32_t crc32c_avx5
     for (int part = 0; part < 4; part++) sums[part] = _mm512_loadu_si512(next + 64 * part);
     sums[0] = _mm512_xor_si512(sums[0], _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)~seed)));
     for (next += 256, length -= 256; length >= 256; next += 256, length -= 256) {
-        for (int part = 0; part < 4; part++) sums[part] = folded(sums[part], far, _mm512_loadu_si512(next + 64 * part));
+        for (int part = 0; part < 4; part++)
+            sums[part] = folded(sums[part], far, _mm512_loadu_si512(next + 64 * part));
     }
     __m512i sum = folded(sums[0], near, sums[1]);
     sum = folded(sum, near, sums[2]);
