@@ -88,8 +88,9 @@ __attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(uint32_t seed, co
 }
 
 // Carry-less multiplication moves 128 bits at a time to where they are congruent, D bits further on. In the bit order
-// of this checksum the product of two reflected 64-bit polynomials comes out multiplied by x, so the half that comes first
-// is multiplied by x^(D+63) mod P and the other one by x^(D-1) mod P, each reflected into the upper half of a word.
+// of this checksum the product of two reflected 64-bit polynomials comes out multiplied by x, so the half that comes
+// first is multiplied by x^(D+63) mod P and the other one by x^(D-1) mod P, each reflected into the upper half of a
+// word.
 #define FOLD_512_FIRST ((long long)(0x1c19243bull << 32))
 #define FOLD_512_SECOND ((long long)(0x75bba45bull << 32))
 #define FOLD_2048_FIRST ((long long)(0xe9a5d8beull << 32))
