@@ -73,6 +73,10 @@ struct OwnerTable: ~Copyable {
 
     private func index(_ block: UInt64) -> Int { Int(block - blocks.lowerBound) }
 
+    /// For changes: Swift 6.3 makes invalid code of `slots[…].0 |= …` in a type without copies when it is built for the
+    /// thread sanitizer.
+    private func slot(of block: UInt64) -> UnsafeMutablePointer<(UInt64, UInt64)> { slots + index(block) }
+
     /// What a block of the stretch is.
     subscript(block: UInt64) -> Owner { Owner(packed: slots[index(block)]) }
 
@@ -82,15 +86,16 @@ struct OwnerTable: ~Copyable {
 
     /// The block is on its way to being free.
     mutating func markLeaving(_ block: UInt64) {
-        if blocks.contains(block) { slots[index(block)].0 |= Self.leaving }
+        if blocks.contains(block) { slot(of: block).pointee.0 |= Self.leaving }
     }
 
     /// Notes an owner where there is none. Returns the one that was there.
     mutating func claim(_ block: UInt64, _ owner: Owner) -> Owner? {
         if isOwned(block) { return self[block] }
         let packed = owner.packed
-        slots[index(block)].0 |= packed.0
-        slots[index(block)].1 = packed.1
+        let slot = slot(of: block)
+        slot.pointee.0 |= packed.0
+        slot.pointee.1 = packed.1
         return nil
     }
 }
