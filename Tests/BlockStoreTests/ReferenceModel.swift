@@ -134,6 +134,13 @@ struct PoolModel: Equatable {
         }
     }
 
+    /// Whether a volume's history leads to a snapshot of another.
+    func standsOnAnother(_ clone: VolumeID) -> Bool {
+        var current = heads[clone]?.parent
+        while let member = current, members[member]!.owner == clone { current = members[member]!.parent }
+        return current != nil
+    }
+
     mutating func promote(_ clone: VolumeID) {
         var current = heads[clone]?.parent
         while let member = current, members[member]!.owner == clone { current = members[member]!.parent }
