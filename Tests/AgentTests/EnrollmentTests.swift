@@ -7,6 +7,7 @@ import HummingbirdTLS
 import Logging
 import NIOCore
 import NIOSSL
+import ServiceLifecycle
 import SwiftASN1
 import Synchronization
 import Testing
@@ -20,7 +21,7 @@ struct StubNode {
 
     let port: Int
     let requests: Counter
-    private let task: Task<Void, any Error>
+    private let group: ServiceGroup
 
     final class Counter: Sendable {
         private let count = Mutex(0)
@@ -46,20 +47,22 @@ struct StubNode {
         let (ports, ready) = AsyncStream.makeStream(of: Int.self)
         let server: HTTPServerBuilder =
             isSecure ? try .tls(tlsConfiguration: own ?? tls(presented ?? authority)) : .http1()
+        let logger = Logger(label: "stub") { _ in SwiftLogNoOpLogHandler() }
         let application = Application(
             router: router, server: server, configuration: .init(address: .hostname("127.0.0.1", port: 0)),
-            onServerRunning: { ready.yield($0.localAddress?.port ?? 0) },
-            logger: Logger(label: "stub") { _ in SwiftLogNoOpLogHandler() })
-        let task = Task { try await application.run() }
+            onServerRunning: { ready.yield($0.localAddress?.port ?? 0) }, logger: logger)
+        let group = ServiceGroup(services: [application], logger: logger)
+        Task { try await group.run() }
         var port = 0
         for await first in ports {
             port = first
             break
         }
-        return StubNode(port: port, requests: requests, task: task)
+        return StubNode(port: port, requests: requests, group: group)
     }
 
-    func end() { task.cancel() }
+    /// Not by cancellation: a connection that was accepted and not yet served would end the process (NIOAsyncWriter).
+    func end() { Task { await group.triggerGracefulShutdown() } }
 
     private static func tls(_ authority: TestAuthority) throws -> TLSConfiguration {
         let key = P256.Signing.PrivateKey()
