@@ -66,7 +66,7 @@ final class Simulator {
         reusesBlocksFirst = generator.chance(60)
         syncsOften = generator.chance(20)
         keepsLittle = seed % 2 == 0
-        reclaimPages = 1 + Int(generator.below(generator.chance(40) ? 3 : 12))
+        reclaimPages = 1 + Int(generator.below(12))
         disk = SimulatedDisk(seed: generator.next(), capacityBytes: isTight ? 7 << 20 : .max)
         logCapacityBytes = generator.chance(30) ? 300 + Int(generator.below(3000)) : .max
         if generator.chance(60) || options.endsProcesses { volatileLog = freshLog() }
@@ -101,7 +101,7 @@ final class Simulator {
 
     func run() throws {
         pool = try Pool.create(on: disk, options: poolOptions())
-        for _ in 0..<(options.endsProcesses ? options.operations * 3 / 4 : options.operations) {
+        for _ in 0..<options.operations {
             try step()
             if pool == nil { try recover() }
         }
@@ -340,7 +340,7 @@ final class Simulator {
 
     private func step() throws {
         if generator.chance(20) { plan() }
-        if generator.chance(options.endsProcesses ? 5 : 2) { return crash("at once") }
+        if generator.chance(2) { return crash("at once") }
         let volumes = model.volumes.keys.sorted { $0.description < $1.description }
         guard let volume = volumes.isEmpty ? nil : volumes[Int(generator.below(UInt64(volumes.count)))] else {
             return try createVolume()
@@ -361,7 +361,7 @@ final class Simulator {
         case 94..<95: try setAttributes()
         case 95..<96: try generator.chance(40) ? checkReads() : measure()
         case 96..<97: try reopen()
-        case 97..<98: try checkpoint(volume)
+        case 97..<98: try attempt("maintain", isDurable: true, change: { _ in }, { try $0.maintain() })
         case 98..<99: try generator.chance(50) ? diff() : send()
         default: try generator.chance(50) ? grow() : scrub()
         }
@@ -518,26 +518,9 @@ final class Simulator {
         return all.isEmpty ? nil : all[Int(generator.below(UInt64(all.count)))]
     }
 
-    /// Often with a crash soon after it, when what it freed is used again and nothing was synced since.
-    private func checkpoint(_ volume: VolumeID) throws {
-        try attempt("maintain", isDurable: true, change: { _ in }, { try $0.maintain() })
-        guard generator.chance(50) else { return }
-        for _ in 0...generator.below(4) where pool != nil { try write(volume) }
-        if pool != nil { crash("after a checkpoint") }
-    }
-
-    /// Often with writes between the steps of its reclaim.
     private func deleteSnapshot() throws {
         guard let id = pickSnapshot() else { return }
         try delete(id)
-        guard generator.chance(30) else { return }
-        for _ in 0...generator.below(3) {
-            let volumes = model.volumes.keys.sorted { $0.description < $1.description }
-            guard pool != nil, !volumes.isEmpty else { return }
-            try attempt("maintain", isDurable: true, change: { _ in }, { try $0.maintain() })
-            guard pool != nil else { return }
-            try write(volumes[Int(generator.below(UInt64(volumes.count)))])
-        }
     }
 
     func delete(_ id: SnapshotID) throws {
