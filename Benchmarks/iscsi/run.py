@@ -1,7 +1,8 @@
 """Stillpoint's iSCSI target beside tgtd, and both beside a floor that does nothing.
 
-All three serve one LUN over loopback to the same client (client.c on libiscsi), one after another within each round, so
-that a slow minute of the machine hits all of them. tgtd has a plain file in the page cache, Stillpoint a volume of its
+All three serve one LUN over loopback to the same client, one after another within each round, so that a slow minute of
+the machine hits all of them. The client is client.c on libiscsi, and for small commands a second time lean.c, which needs
+so little of the processors that the target is measured and not the client. tgtd has a plain file in the page cache, Stillpoint a volume of its
 own store in a file beside it. Both must have a volatile write cache (WCE, asked for before the first case): a write is
 answered before it is on the medium and survives the end of the target's process; nobody flushes. The table gives
 medians over the rounds: commands a second and the target's processor time per command, and the median of the ratios
@@ -24,7 +25,7 @@ import urllib.request
 HERE = os.path.dirname(os.path.abspath(__file__))
 MEGABYTES = 512
 
-# name, the client's arguments, wanted: at least so many times tgtd's rate, at most so much of its processor time.
+# name, the client's arguments (client.c, or lean.c behind "lean"), wanted: at least so many times tgtd's rate, at most so much of its processor time.
 CASES = (
     [("4 KiB random read, depth %d" % depth, "-d%d" % depth, *goal)
      for depth, *goal in ((1, 1.5, None), (8, None, None), (32, 2.5, 0.3), (128, None, None))]
@@ -41,7 +42,12 @@ CASES = (
        ("four sessions, 128 KiB read, depth 8", "-s4 -S -b131072 -d8", None, None),
        ("four sessions, 128 KiB write, depth 8", "-s4 -S -w -b131072 -d8", None, None),
        ("header digest, 4 KiB read, depth 32", "-g -d32", None, None),
-       ("header digest, 4 KiB write, depth 32", "-g -w -d32", None, None)])
+       ("header digest, 4 KiB write, depth 32", "-g -w -d32", None, None)]
+    + [("lean client, 4 KiB %s, depth %d" % (kind, depth), "lean %s-d%d" % (flag, depth), *goal)
+       for kind, flag, high in (("read", "", 1.5), ("write", "-w ", 1.8))
+       for depth, *goal in ((1, high, None), (8, None, None), (32, 2.5, 0.3), (128, None, None))]
+    + [("lean client, two sessions, 4 KiB read", "lean -s2 -d32", 3, None),
+       ("lean client, two sessions, 4 KiB write", "lean -s2 -w -d32", 3, None)])
 
 
 def free_port():
@@ -155,7 +161,9 @@ class Server:
 
 
 def client(work, target, arguments):
-    run = subprocess.run([work + "/client", *arguments.split(), "-p", str(target.process.pid), target.url],
+    words = arguments.split()
+    program = words.pop(0) if words[0] == "lean" else "client"
+    run = subprocess.run([work + "/" + program, *words, "-p", str(target.process.pid), target.url],
                          capture_output=True, text=True)
     if run.returncode:
         raise SystemExit("%s %s: %s" % (type(target).__name__, arguments, run.stderr.strip()))
@@ -214,6 +222,7 @@ def main():
     targets = {}
     try:
         subprocess.run(["cc", "-O2", "-o", work + "/client", HERE + "/client.c", "-liscsi", "-lpthread"], check=True)
+        subprocess.run(["cc", "-O2", "-o", work + "/lean", HERE + "/lean.c", "-lpthread"], check=True)
         subprocess.run(["cc", "-O2", "-o", work + "/floor", HERE + "/floor.c"], check=True)
         targets["stillpoint"] = (
             Stillpoint(work, options.stillpoint) if options.stillpoint else Server(work, options.server))
@@ -225,6 +234,7 @@ def main():
         for who in ("stillpoint", "tgt"):
             client(work, targets[who], "-F -b131072 -d8")
             client(work, targets[who], "-V -d32 -t0.3")
+            client(work, targets[who], "lean -V -d32 -t0.3")
         print("| case | commands/s | tgtd | ratio | CPU µs/command | tgtd | ratio | floor | of floor | |")
         print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
         cases = [case for case in CASES if re.search(options.cases, case[0])]
