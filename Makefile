@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 SWIFT ?= swift
 SEEDS ?= 2000
+TEST_SEEDS ?= 1000
 FUZZ_SECONDS ?= 60
 SOURCES := Package.swift Sources Tests
 
@@ -13,7 +14,7 @@ help:
 	@echo "make run       build and start a storage node on loopback (DATA=DIR)"
 	@echo "make test      install what the tests need, lint, build and run them all"
 	@echo "make test-long  tests that take minutes: PostgreSQL in a guest, under load, snapshot and restore"
-	@echo "make simulate  run the store's simulator over SEEDS=$(SEEDS) histories"
+	@echo "make simulate  run the store's simulator over SEEDS=$(SEEDS) seeds from FIRST_SEED=1 on, or replay SEED=N"
 	@echo "make bench     the store beside a raw file, qcow2, btrfs and xfs; the node from outside (BENCH=SECTIONS)"
 	@echo "make bench-kvm how long guests are quiet during a snapshot, seen from inside, against other ways (KVM_BENCH=OPTIONS)"
 	@echo "make bench-iscsi  the iSCSI target beside tgtd, with one client (CASES=REGEX, ROUNDS=3, SECONDS_EACH=1.5)"
@@ -48,6 +49,7 @@ run: setup
 test:
 	@scripts/setup.sh build test
 	@$(MAKE) --no-print-directory lint
+	SEEDS=$(TEST_SEEDS) Simulating/run.sh
 	@# What is kept of a run is its end: test.py says there what failed.
 	scripts/test.py $(SWIFT) build --build-tests
 	@# One after another: a lease must not end because a simulator beside it takes all processors.
@@ -66,8 +68,7 @@ format:
 	$(SWIFT) format --in-place --recursive --parallel $(SOURCES)
 
 simulate: setup
-	$(SWIFT) build --build-tests
-	STILLPOINT_SIM_SEEDS=$(SEEDS) $(SWIFT) test --skip-build --filter Simulat
+	@SEEDS=$(SEEDS) SEED=$(SEED) FIRST_SEED=$(FIRST_SEED) Simulating/run.sh
 
 bench:
 	@scripts/setup.sh build test
@@ -92,4 +93,4 @@ fuzz: setup
 	@cd Fuzzing && FUZZ_SECONDS=$(FUZZ_SECONDS) ./run.sh
 
 clean:
-	rm -rf .build .build-* Fuzzing/.build Fuzzing/.build-* Benchmarks/.build Sanitizing/.build-*
+	rm -rf .build .build-* Fuzzing/.build Fuzzing/.build-* Benchmarks/.build Sanitizing/.build-* Simulating/.build

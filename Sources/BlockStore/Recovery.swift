@@ -55,19 +55,29 @@ extension PoolCore {
         let superblock = try readSuperblock(file, path: path)
         if superblock.readOnlyFeatures != 0 { options.isReadOnly = true }
         let core = PoolCore(file: file, options: options, superblock: superblock)
-        try core.restoreRegions()
-        try core.restoreCatalog()
-        try core.replayJournal()
-        let log = options.isReadOnly ? nil : try core.replayVolatileLog()
-        // A process that was killed may have left a batch, and the data before it, in the system's cache only. What is
-        // served from now on counts as durable, so it has to be.
-        if !options.isReadOnly { try core.syncFile("syncing what was recovered") }
-        try core.occupyOverlay()
-        if !options.isReadOnly { try core.beginVolatileLog(log) }
-        core.isCheckpointRequested = core.hasReclaimableDataset
-        core.requestPassIfDue()
+        do {
+            try core.restore()
+        } catch {
+            // Volumes and datasets know their pool.
+            core.monitor.withLock { core.forgetObjects() }
+            throw error
+        }
         core.startWorker()
         return core
+    }
+
+    private func restore() throws(PoolError) {
+        try restoreRegions()
+        try restoreCatalog()
+        try replayJournal()
+        let log = options.isReadOnly ? nil : try replayVolatileLog()
+        // A process that was killed may have left a batch, and the data before it, in the system's cache only. What is
+        // served from now on counts as durable, so it has to be.
+        if !options.isReadOnly { try syncFile("syncing what was recovered") }
+        try occupyOverlay()
+        if !options.isReadOnly { try beginVolatileLog(log) }
+        isCheckpointRequested = hasReclaimableDataset
+        requestPassIfDue()
     }
 
     // MARK: Superblock

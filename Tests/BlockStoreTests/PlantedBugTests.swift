@@ -21,7 +21,9 @@ import Testing
             !special.contains($0) && (isLongRun || !rare.contains($0))
         }
 
-        @Test("the simulator finds each planted bug", arguments: simulated)
+        @Test(
+            "the simulator finds each planted bug",
+            .enabled(if: isLongRun, "needs hundreds of histories: make simulate"), arguments: simulated)
         func found(_ bug: PlantedBug) {
             let limit: UInt64 = Self.rare.union(Self.slow).contains(bug) ? 200 : 40
             for seed in 1...limit {

@@ -72,6 +72,55 @@ struct TestSummaryTests {
         #expect(summary.allSatisfy { $0.count <= 180 })
     }
 
+    /// A run of `swift test` in which this test fails once, or always, and is given a second try.
+    private func secondTry(of identifier: String, passes: Bool) throws -> (lines: [String], status: Int32) {
+        let swift = "/tmp/sp-summary-\(UInt32.random(in: 0...UInt32.max))"
+        defer { try? FileManager.default.removeItem(atPath: swift) }
+        try """
+        #!/bin/sh
+        if [ "$2" = --filter ]; then
+            echo "filter $3"
+            echo '\(passes ? "✔ Test \"late\" passed" : "✘ Test \"late\" failed") after 1.0 seconds.'
+            exit \(passes ? 0 : 1)
+        fi
+        echo '{"payload":{"kind":"testEnded"}}' > "$3"
+        echo '{"payload":{"kind":"issueRecorded","issue":{"isKnown":false},"testID":"\(identifier)"}}' >> "$3"
+        echo '✘ Test "late" recorded an issue at A.swift:9:1: too late'
+        echo '✘ Test "late" failed after 1.0 seconds with 1 issue.'
+        echo '✘ Test run with 2 tests in 1 suite failed after 13.0 seconds with 1 issue.'
+        exit 1
+        """.write(toFile: swift, atomically: true, encoding: .utf8)
+        let process = Process()
+        process.executableURL = URL(filePath: "/usr/bin/python3")
+        process.arguments = [Self.script, swift, "test"]
+        process.environment = ["PATH": "/usr/bin:/bin", "TEST_SECOND_TRY": "1"]
+        let output = Pipe()
+        process.standardOutput = output
+        try FileManager.default.setAttributes([.posixPermissions: 0o755], ofItemAtPath: swift)
+        try process.run()
+        let said = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+        process.waitUntilExit()
+        return (said.split(separator: "\n").map(String.init), process.terminationStatus)
+    }
+
+    @Test("a test on real parts that fails once is run again alone, and a run that passes so says what failed at first")
+    func secondTries() throws {
+        let (lines, status) = try secondTry(of: "NodeTests.T/late()/A.swift:5:6", passes: true)
+        #expect(status == 0)
+        #expect(lines.contains(#"filter ^NodeTests\.T/late\(\)(/|$)"#), "\(lines)")
+        #expect(lines.contains("UNSTEADY, passed when run again alone, to be mended (1 tests):"))
+        #expect(lines.contains { $0.contains("A.swift:9: too late") })
+        #expect(lines.last == "✔ Second try: 1 of 1 tests passed")
+    }
+
+    @Test("what fails twice, and what is the same on every machine, fails the run")
+    func noSecondTry() throws {
+        let (twice, status) = try secondTry(of: "NodeTests.T/late()/A.swift:5:6", passes: false)
+        #expect(status == 1 && twice.contains { $0.hasPrefix("filter") } && twice.contains("What failed (1 tests):"))
+        let (store, storeStatus) = try secondTry(of: "BlockStoreTests.T/late()/A.swift:5:6", passes: true)
+        #expect(storeStatus == 1 && !store.contains { $0.hasPrefix("filter") }, "\(store)")
+    }
+
     @Test("many failures are named in as many lines as there are kept, and counted")
     func many() throws {
         let text = (1...40).map {
