@@ -83,6 +83,7 @@ install -m 0644 "$vmlinuz" "$out/vmlinuz"
 
 root=$(mktemp -d "$out/root.XXXXXX")
 trap 'rm -rf "$root"' EXIT
+chmod 0755 "$root"  # the guest's root directory, which not only root may enter
 mkdir -p "$root"/{bin,sbin,dev,proc,sys,run,tmp,mnt,etc/qemu/fsfreeze-hook.d,lib,lib64,modules,usr/bin,usr/sbin}
 cp "$(command -v busybox)" "$root/bin/busybox"
 ln -s busybox "$root/bin/sh"

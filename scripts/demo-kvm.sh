@@ -35,8 +35,9 @@ cleanup() {
     local status=$?
     trap - EXIT INT TERM
     set +e
-    [ $status = 0 ] || { echo; echo "demo-kvm: failed (status $status); last lines of the logs:" >&2
-        tail -n 15 "$work/node.log" "$work/agent.log" "$host/libvirtd.log" >&2 2> /dev/null; }
+    # Somebody who has interrupted it knows why.
+    case $status in 0|130|143) echo;; *) echo; echo "demo-kvm: failed (status $status); last lines of the logs:" >&2
+        tail -n 15 "$work/node.log" "$work/agent.log" "$host/libvirtd.log" >&2 2> /dev/null;; esac
     stop_process "$agent_pid"
     "$here/private-libvirtd.sh" stop "$host" 2> /dev/null
     stop_process "$node_pid"
@@ -99,7 +100,8 @@ for n in $(seq "$count"); do
     stillpoint volume create "$name-data" --size 64MiB > /dev/null
     iqn=$(stillpoint volume show "$name-data" -o json | json 'json.load(sys.stdin)["exports"][0]["iqn"]')
     # An empty file system, written over iSCSI.
-    truncate -s 64M "$work/fresh.img" && mkfs.ext4 -q -L data "$work/fresh.img"
+    rm -f "$work/fresh.img"  # or mkfs asks, on a terminal, whether it may overwrite what is in it
+    truncate -s 64M "$work/fresh.img" && mkfs.ext4 -q -F -L data "$work/fresh.img"
     stillpoint target allow "$iqn" --initiator iqn.2026-11.demo:fill > /dev/null
     qemu-img convert -n -f raw "$work/fresh.img" --target-image-opts \
         "driver=raw,file.driver=iscsi,file.transport=tcp,file.portal=$portal,file.target=$iqn,file.lun=0,file.initiator-name=iqn.2026-11.demo:fill"
