@@ -21,7 +21,8 @@ note() { report+=("$(printf '%-52s %s' "$1" "$2")"); }
 now_ms() { date +%s%3N; }
 stillpoint() { "$bin/stillpoint" "$@"; }
 on_host() { "$here/private-libvirtd.sh" exec "$host" "$@"; }
-virsh() { on_host virsh -q "$@"; }
+# Without a terminal: virsh would start polkit's agent on it, which has nothing to do here and says so each time.
+virsh() { on_host setsid --wait virsh -q "$@"; }
 json() { python3 -c "import json, sys; print($1)"; }
 
 stop_process() {  # PID: asks, waits up to ten seconds, then insists

@@ -23,7 +23,8 @@ start_daemon() {
     inside setsid libvirtd -f "$dir/etc/libvirtd.conf" -p "$dir/libvirtd.pid" < /dev/null >> "$dir/libvirtd.log" 2>&1 &
     local child=$! i
     for ((i = 0; i < 1800; i++)); do
-        inside virsh -q -c qemu:///system list --name > /dev/null 2>&1 && return 0
+        # Without a terminal, on which it would start polkit's agent.
+        inside setsid --wait virsh -q -c qemu:///system list --name > /dev/null 2>&1 && return 0
         kill -0 "$child" 2> /dev/null || break
         sleep 0.1
     done

@@ -139,8 +139,8 @@ extension NodeServices {
                     request,
                     jobs: try await jobs.jobs(limit: JobEngine.keptJobs).filter {
                         $0.kind == "guest.restore" || $0.kind == GuestRestoreBacklog.jobKind
-                    }, job)
-                : try await guests.run(request, job)
+                    }, job, keep: job.keep)
+                : try await guests.run(request, job, keep: job.keep)
             return JobResult(guests: results)
         }
     }

@@ -9,7 +9,9 @@ import Testing
 struct GuestFirmwareTests {
     @Test("UEFI variables and TPM state go with the snapshot, and come back in place, beside, and after a deletion")
     func firmware() throws {
-        let world = try GuestWorld()
+        let steps = try PauseDirectory()
+        defer { steps.remove() }
+        let world = try GuestWorld(environment: steps.environment)
         defer { world.stop() }
         let host = world.host
         let variables = "\(host.folder.path)/u1-vars.fd"
@@ -61,8 +63,10 @@ struct GuestFirmwareTests {
         #expect(try host.states() == ["u1": "running"])
         #expect(try host.run("ls", "/var/lib/libvirt/swtpm").contains(uuid) == false, "the TPM of u2 is gone")
 
-        // Deleted with all that belongs to it.
         try host.virsh("destroy", "u1")
+        try restartOfTheHost(world, steps, guest.uuid, variables)
+
+        // Deleted with all that belongs to it.
         try host.virsh("undefine", "u1", "--nvram")
         #expect(try host.run("ls", host.folder.path).split(separator: "\n").contains("u1-vars.fd") == false)
         try world.node.must("guest", "restore", "u1", "--from", "s1", "--no-start", timeoutSeconds: 120)
@@ -70,6 +74,44 @@ struct GuestFirmwareTests {
         try guest.start()
         try guest.waitForAgent(seconds: 180)
         #expect(try world.marker(guest) == "one")
+    }
+
+    /// The host loses power in the middle of a restore, and with it all that agent and plug-in had noted in memory.
+    private func restartOfTheHost(
+        _ world: GuestWorld, _ steps: PauseDirectory, _ uuid: String, _ variables: String
+    ) throws {
+        try damage(world, uuid, variables)
+        let before = try bytes(world, uuid, variables)
+        let definition = try world.definition("u1")
+        let step = "plugin.restore.defined"
+        try steps.arm(step)
+        let restoring = try Shell.start(
+            [Components.bin + "/stillpoint", "guest", "restore", "u1", "--from", "s1", "--no-start"],
+            environment: ["STILLPOINT_RUN_DIR": world.node.runFolder],
+            outputPath: world.node.folder.path + "/restarted")
+        #expect(Shell.wait(upToSeconds: 120) { steps.isReached(step) || !restoring.isRunning })
+        #expect(try bytes(world, uuid, variables) != before, "the restore had begun")
+        let plugins = try Shell.run(["pgrep", "-P", "\(world.agent.pid)", "-f", "stillpoint-plugin-libvirt"]).output
+            .split(separator: "\n").compactMap { Int32($0) }
+        #expect(!plugins.isEmpty)
+        for pid in plugins { kill(pid, SIGSTOP) }
+        world.agent.killHard()
+        for pid in plugins { kill(pid, SIGKILL) }
+        try Shell.check(["find", world.agent.folder.path + "/run", "-mindepth", "1", "-delete"])
+        steps.release(step)
+        try world.agent.start()
+        #expect(Shell.wait(upToSeconds: 120) { !restoring.isRunning })
+        restoring.killHard()
+        let isSettled = try Shell.wait(upToSeconds: 120) {
+            try world.node.json([JobInfo].self, "job", "list").allSatisfy { $0.state.isEnded }
+        }
+        #expect(isSettled, "\(world.node.log.suffix(1500))")
+        #expect(try bytes(world, uuid, variables) == before, "they are what they were before the restore")
+        #expect(try world.definition("u1") == definition)
+        let left = try world.host.run(
+            "find", world.host.folder.path, "/var/lib/libvirt/swtpm", "-name", "*.before-*", "-o", "-name",
+            "*.restore-*")
+        #expect(left.isEmpty, "\(left)")
     }
 
     private func tpm(_ uuid: String) -> String { "/var/lib/libvirt/swtpm/\(uuid)/tpm2/tpm2-00.permall" }

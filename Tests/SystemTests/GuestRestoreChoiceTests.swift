@@ -22,6 +22,7 @@ struct GuestRestoreChoiceTests {
         try list(world, a, b)
         try someDisks(world, a)
         try fromClones(world, a, b)
+        try halfAList(world, images, a, b)
     }
 
     /// `a` has a volume and an image, `b` a volume.
@@ -75,6 +76,34 @@ struct GuestRestoreChoiceTests {
     private func someDisks(_ world: GuestWorld, _ a: Guest) throws {
         try world.node.must("guest", "restore", "a", "--from", "s1", "--disk", "vdb", timeoutSeconds: 180)
         #expect(try markers(a) == ["two", "one"])
+    }
+
+    /// Of a list, the second guest cannot be restored: the first one can be taken back all the same.
+    private func halfAList(_ world: GuestWorld, _ images: String, _ a: Guest, _ b: Guest) throws {
+        let node = world.node
+        for guest in [a, b] { guest.destroy() }
+        let digest = { String(try world.host.run("sha256sum", "\(images)/a.img").prefix(64)) }
+        let before = try digest()
+        // Somebody whom no agent can ask to let go of the volume.
+        let export = try #require(node.json(VolumeInfo.self, "volume", "show", "b-data").exports.first)
+        let name = "iqn.2026-11.test:stays"
+        try node.must("target", "allow", export.iqn, "--initiator", name)
+        let user = try Shell.start(
+            [
+                "qemu-io", "-r", "-c", "sleep 600000", "--image-opts",
+                "driver=raw,file.driver=iscsi,file.transport=tcp,file.portal=\(node.iscsi),file.target=\(export.iqn),"
+                    + "file.lun=\(export.lun),file.initiator-name=\(name)",
+            ], outputPath: node.folder.path + "/stays")
+        defer { user.killHard() }
+        #expect(try Shell.wait { try node.must("session", "list").contains(name) })
+        let failed = try node.cli("guest", "restore", "a", "b", "--from", "s1")
+        #expect(failed.status != 0 && failed.errors.contains("restored before it: a"), "\(failed)")
+        #expect(try digest() != before, "a is restored")
+        user.killHard()
+        try node.must("guest", "restore", "a", "--undo", timeoutSeconds: 180)
+        #expect(try digest() == before, "byte for byte")
+        let again = try node.cli("guest", "restore", "a", "b", "--undo")
+        #expect(again.status != 0, "\(again)")
     }
 
     private func fromClones(_ world: GuestWorld, _ a: Guest, _ b: Guest) throws {

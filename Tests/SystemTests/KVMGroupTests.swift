@@ -12,13 +12,8 @@ struct KVMGroupTests {
         let world = try KVMWorld()
         defer { world.tearDown() }
         let images = world.host.folder.path + "/images"
-        let device = try mountShared(world, images)
-        defer {
-            // Guests on it keep the device busy: they go first.
-            for guest in world.guests { guest.destroy() }
-            _ = try? Shell.run(world.host.prefix + ["umount", images])
-            world.agent.detach("shared")
-        }
+        let device = try world.mountShared("shared", at: images)
+        defer { world.unmountShared("shared", at: images) }
         for index in 1...Self.count {
             let guest = try world.guest("g\(index)", volumes: ["own\(index)"])
             let path = try imageFile(world, images, index)
@@ -56,16 +51,6 @@ struct KVMGroupTests {
             try shared.replayJournal()
             for index in 1...Self.count { try expectPrefix(world, snapshot, index, shared) }
         }
-    }
-
-    /// A volume with an ext4 on the host, for image files.
-    private func mountShared(_ world: KVMWorld, _ folder: String) throws -> String {
-        try world.node.must("volume", "create", "shared", "--size", "512MiB")
-        let device = try world.agent.attach("shared")
-        try Shell.check(["mkfs.ext4", "-q", "-E", "nodiscard", device])
-        try world.host.run("mkdir", "-p", folder)
-        try world.host.run("mount", device, folder)
-        return device
     }
 
     /// A raw image, or a qcow2 image that stands on one.
@@ -142,38 +127,6 @@ struct KVMGroupTests {
             #expect(all.count > round, "the writer had hardly begun")
             #expect(all == Array(1...max(1, all.count)), "round \(round): a number is missing")
         }
-    }
-
-    @Test("a memory image is in the snapshot, and gone from the host after it")
-    func memory() throws {
-        let world = try KVMWorld()
-        let folder = world.host.folder.path + "/memory"
-        world.agent.configuration =
-            "pluginConfiguration: {libvirt: {mode: memory, memoryDirectory: \(folder)}}\n"
-        defer { world.tearDown() }
-        _ = try mountShared(world, folder)
-        defer {
-            // Guests on it keep the device busy: they go first.
-            for guest in world.guests { guest.destroy() }
-            _ = try? Shell.run(world.host.prefix + ["umount", folder])
-            world.agent.detach("shared")
-        }
-        let guest = try world.guest("g1", volumes: ["data"])
-        try guest.boot()
-        try world.startAgents()
-        let found = try world.node.json(AgentInfo.self, "agent", "show", "kvm1").resources ?? []
-        #expect(found.first { $0.plugin == "libvirt" }?.volumes == ["data", "shared"])
-        let made = try world.snapshot(
-            ["data", "shared"], name: "m", "--consistency", "file-system", "--allow-lower", "--lease", "20")
-        #expect(made.achievedConsistency == .crash)
-        let member = try #require(made.evidence?.members.first { $0.plugin == "libvirt" })
-        #expect(member.stillHeldAtRelease, "\(member.failure ?? "")")
-        let file = try #require(member.artifacts["memoryFile"]).split(separator: "/").last.map(String.init) ?? ""
-        #expect(guest.isRunningFreely(withinSeconds: 30))
-        #expect(try world.host.run("ls", folder).contains(file) == false)
-        let image = Ext4Image(path: try world.image(of: "m", volume: "shared"))
-        #expect(try Shell.check(["debugfs", "-R", "ls -l /", image.path]).contains(file))
-        #expect(try !image.needsRecovery())
     }
 }
 

@@ -7,10 +7,6 @@ import Testing
 /// Each step is a named point at which one process waits (`PausePoint`, `CrashPoint`): what dies, dies right there.
 @Suite("Guests: kills", .serialized, .enabled(if: KVMComponents.areThere, "\(KVMComponents.skipReason)"))
 struct KVMKillTests {
-    enum Victim: String, CaseIterable {
-        case plugin, agent, agentThenPlugin, libvirtd, node
-    }
-
     /// In their order; those without a prefix are the node's.
     private static let freezeSteps = [
         "plugin.freeze.before", "plugin.freeze.after", "agent.hold.after", "cut.before", "cut.after",
@@ -21,7 +17,7 @@ struct KVMKillTests {
     private static let releasedSteps: Set = ["agent.release.after", "evidence.before", "label.after"]
     private static let suspendSteps = ["plugin.suspend.before", "plugin.suspend.after", "plugin.release.before"]
     /// What differs for a guest that is paused happens in the plug-in.
-    private static let suspendVictims: [Victim] = [.plugin, .agentThenPlugin, .libvirtd]
+    private static let suspendVictims: [KVMVictim] = [.plugin, .agentThenPlugin, .libvirtd]
     /// From here on the snapshot is made, whoever dies.
     private static let decided: Set = ["evidence.before", "label.after"]
     /// Before these there is no cut: a node that dies leaves none.
@@ -43,7 +39,7 @@ struct KVMKillTests {
         try world.startAgents()
         try guest.startWriter(["/mnt/a/n", "/mnt/b/n"], pauseMicroseconds: 20_000)
         for step in Self.freezeSteps {
-            let victims = Self.releasedSteps.contains(step) ? [.agent, .node] : Victim.allCases
+            let victims = Self.releasedSteps.contains(step) ? [.agent, .node] : KVMVictim.allCases
             for victim in victims {
                 try kill(victim, at: step, in: world, guest, steps, level: .fileSystem)
             }
@@ -61,7 +57,7 @@ struct KVMKillTests {
     }
 
     private func kill(
-        _ victim: Victim, at step: String, in world: KVMWorld, _ guest: Guest, _ steps: PauseDirectory,
+        _ victim: KVMVictim, at step: String, in world: KVMWorld, _ guest: Guest, _ steps: PauseDirectory,
         level: Consistency
     ) throws {
         let name = "\(step)-\(victim.rawValue)-\(level.rawValue)"
@@ -69,12 +65,12 @@ struct KVMKillTests {
         let taking = try take(world, name, level)
         let isReached = Shell.wait(upToSeconds: 60) { steps.isReached(step) || !taking.isRunning }
         #expect(isReached && steps.isReached(step), "\(name): \(said(world, name))")
-        try kill(victim, world, guest) { steps.release(step) }
+        try world.kill(victim, guest) { steps.release(step) }
         #expect(guest.isRunningFreely(withinSeconds: Double(Self.leaseSeconds) + 15), "\(name)")
         #expect(try guest.writerGoesOn(), "\(name)")
         #expect(Shell.wait(upToSeconds: 60) { !taking.isRunning }, "\(name)")
         taking.killHard()
-        try expectSettled(world, name)
+        try world.expectSettled(name)
         try expectHonest(world, name, level, step, victim)
     }
 
@@ -104,58 +100,9 @@ struct KVMKillTests {
         return ((try? String(contentsOfFile: path, encoding: .utf8)) ?? "") + world.agent.log.suffix(1500)
     }
 
-    /// Kills while the step waits, lets it go on, and starts again what was killed.
-    private func kill(_ victim: Victim, _ world: KVMWorld, _ guest: Guest, goOn: () -> Void) throws {
-        switch victim {
-        case .plugin:
-            for pid in plugins(world) { Foundation.kill(pid, SIGKILL) }
-            goOn()
-        case .agent:
-            world.agent.killHard()
-            goOn()
-            #expect(guest.isRunningFreely(withinSeconds: 15), "the plug-in releases without the agent")
-            try world.agent.start()
-        case .agentThenPlugin:
-            let pids = plugins(world)
-            // Stopped first, so that it can do nothing about the agent's death, nor the new agent anything about it.
-            for pid in pids { Foundation.kill(pid, SIGSTOP) }
-            world.agent.killHard()
-            goOn()
-            try world.agent.start()
-            for pid in pids { Foundation.kill(pid, SIGKILL) }
-        case .libvirtd:
-            world.host.killDaemon()
-            goOn()
-            try world.host.restartDaemon()
-        case .node:
-            // The guest's disks are gone with the node, and a file system needs its disk to be thawed.
-            world.node.killHard()
-            goOn()
-            try world.node.start()
-        }
-    }
-
-    /// The processes of the plug-in that the agent started.
-    private func plugins(_ world: KVMWorld) -> [Int32] {
-        let text =
-            (try? Shell.run(["pgrep", "-P", "\(world.agent.pid)", "-f", "stillpoint-plugin-libvirt"]).output) ?? ""
-        return text.split(separator: "\n").compactMap { Int32($0) }
-    }
-
-    private func expectSettled(_ world: KVMWorld, _ name: String) throws {
-        let isSettled = try Shell.wait(upToSeconds: 60) {
-            try world.node.json([JobInfo].self, "job", "list").allSatisfy { $0.state.isEnded }
-        }
-        #expect(isSettled, "\(name): a job goes on")
-        let status = try Shell.check([
-            Components.bin + "/stillpoint-agent", "status", "--run", world.agent.folder.path + "/run", "-o", "json",
-        ])
-        #expect(try APIJSON.decoder().decode(AgentStatus.self, from: Data(status.utf8)).holds.isEmpty, "\(name)")
-    }
-
     /// No snapshot, or one that is what its label says: of both disks, with the numbers up to one instant.
     private func expectHonest(
-        _ world: KVMWorld, _ name: String, _ level: Consistency, _ step: String, _ victim: Victim
+        _ world: KVMWorld, _ name: String, _ level: Consistency, _ step: String, _ victim: KVMVictim
     ) throws {
         guard try world.node.cli("snapshot", "show", name).status == 0 else {
             #expect(!Self.decided.contains(step), "there is no \(name)")
@@ -181,26 +128,4 @@ struct KVMKillTests {
         #expect((0...1).contains(numbers[0].count - numbers[1].count), "\(name)")
         for numbers in numbers { #expect(numbers == Array(1...max(1, numbers.count)), "\(name)") }
     }
-}
-
-/// Where processes under test look whether they are to wait at a step.
-struct PauseDirectory {
-    private let folder: TemporaryFolder
-
-    init() throws { folder = try TemporaryFolder(prefix: "sp-pause") }
-
-    var environment: [String: String] { ["STILLPOINT_PAUSE_DIRECTORY": folder.path] }
-
-    func arm(_ step: String) throws { try "".write(toFile: path(step), atomically: true, encoding: .utf8) }
-
-    func isReached(_ step: String) -> Bool { FileManager.default.fileExists(atPath: path(step) + ".reached") }
-
-    func release(_ step: String) {
-        try? FileManager.default.removeItem(atPath: path(step))
-        try? FileManager.default.removeItem(atPath: path(step) + ".reached")
-    }
-
-    func remove() { folder.remove() }
-
-    private func path(_ step: String) -> String { "\(folder.path)/\(step)" }
 }

@@ -4,6 +4,16 @@ import Foundation
 import Logging
 
 // The way back: of a restore that failed or was cut short, and of one that was made.
+extension GuestRestoreResult {
+    /// Of a restore that was cut short.
+    fileprivate static func takenBack(_ note: GuestRestoreNote) -> GuestRestoreResult {
+        GuestRestoreResult(
+            restoreID: String(UUID().uuidString.lowercased().prefix(8)), guest: note.guest, uuid: note.uuid,
+            agent: note.agent, snapshot: "", steps: ["The restore that was cut short is taken back"], reverted: [],
+            keptSnapshot: nil, clones: [], state: [:], undoOf: note.restoreID)
+    }
+}
+
 extension GuestRestoreDriver {
     // MARK: Taking back
 
@@ -37,6 +47,8 @@ extension GuestRestoreDriver {
             }
         } else {
             failures = await takeBack(&note)
+            // Its job may have kept its result already: this says that there is nothing to undo.
+            if failures.isEmpty { result = .takenBack(note) }
         }
         for failure in failures { logger.error("a guest's restore is not taken back: \(failure)") }
         return GuestRestoreBacklog.Attempt(note: note, failures: failures, result: result)
@@ -152,10 +164,10 @@ extension GuestRestoreDriver {
 
     /// Takes the last restore of each guest back, as its job recorded it.
     func undo(
-        _ request: GuestRestoreRequest, jobs: [JobInfo], _ report: any SagaReporting
+        _ request: GuestRestoreRequest, jobs: [JobInfo], _ report: any SagaReporting, keep: Keep
     ) async throws -> [GuestRestoreResult] {
-        let results = jobs.filter { $0.state == .succeeded }.sorted { $0.createdAt > $1.createdAt }
-            .flatMap { $0.result?.guests ?? [] }
+        // Jobs that failed, too: what they had done before that can be taken back.
+        let results = jobs.sorted { $0.createdAt > $1.createdAt }.flatMap { $0.result?.guests ?? [] }
         let undone = Set(results.compactMap(\.undoOf))
         let restores = try request.guests.map { name in
             guard
@@ -173,7 +185,9 @@ extension GuestRestoreDriver {
         if request.dryRun ?? false { return restores.map { Self.undoPlan($0) } }
         var done: [GuestRestoreResult] = []
         for restore in restores {
-            done.append(try await alone(restore.uuid, restore.guest) { try await undo(restore, report) })
+            let undone = try await alone(restore.uuid, restore.guest) { try await undo(restore, report) }
+            try await keep(undone)
+            done.append(undone)
         }
         return done
     }

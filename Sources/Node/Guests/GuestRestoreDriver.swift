@@ -55,8 +55,13 @@ final class GuestRestoreDriver: Sendable {
         var sourceName: String { fromClone?.name ?? snapshot?.name ?? "" }
     }
 
+    /// Keeps for good what was done to one guest, so that it can be undone whatever comes of the others.
+    typealias Keep = @Sendable (GuestRestoreResult) async throws -> Void
+
     /// Restores all guests of the request, one after another; all are planned before the first is touched.
-    func run(_ request: GuestRestoreRequest, _ report: any SagaReporting) async throws -> [GuestRestoreResult] {
+    func run(
+        _ request: GuestRestoreRequest, _ report: any SagaReporting, keep: Keep
+    ) async throws -> [GuestRestoreResult] {
         await report.stepBegan("guest.plan", detail: request.guests.joined(separator: ", "))
         let prepared: [Prepared]
         do {
@@ -75,12 +80,18 @@ final class GuestRestoreDriver: Sendable {
         var done: [GuestRestoreResult] = []
         for one in prepared {
             do {
-                done.append(try await alone(one.guest.uuid, one.guest.name) { try await restore(one, report) })
+                done.append(try await alone(one.guest.uuid, one.guest.name) { try await restore(one, report, keep) })
             } catch {
                 let failure = APIFailure.from(error)
-                let before = done.isEmpty ? "" : "; restored before it: " + done.map(\.guest).joined(separator: ", ")
+                guard !done.isEmpty else { throw failure }
+                let names = done.map(\.guest)
                 throw APIFailure(
-                    status: failure.status, code: failure.code, message: failure.message + before, hint: failure.hint)
+                    status: failure.status, code: failure.code,
+                    message: "\(failure.message); restored before it: \(names.joined(separator: ", "))",
+                    hint: [
+                        failure.hint,
+                        "To take back what was restored: stillpoint guest restore \(names.joined(separator: " ")) --undo",
+                    ].compactMap(\.self).joined(separator: ". "))
             }
         }
         return done
@@ -124,10 +135,15 @@ final class GuestRestoreDriver: Sendable {
         let (snapshot, clone) = try Self.source(of: guest, request.from, contents)
         let members = contents.attributes[snapshot.id]?.evidence?.members ?? []
         let member = members.first { $0.plugin == GuestDirectory.plugin && $0.resource == guest.uuid }
+        var artifacts = member?.artifacts ?? [:]
+        // Of another instant than the disks, as far as anybody can prove: a guest that went on from it would damage them.
+        if let member, !(member.heldBeforeCut && member.releasedAfterCut && member.stillHeldAtRelease) {
+            artifacts["memoryFile"] = nil
+        }
         let restoreID = String(UUID().uuidString.lowercased().prefix(8))
         let beside = request.beside.map { GuestIdentity(name: $0, uuid: UUID().uuidString.lowercased()) }
         var call = GuestRestoreCall(
-            action: .survey, restoreID: restoreID, guest: guest.uuid, artifacts: member?.artifacts ?? [:])
+            action: .survey, restoreID: restoreID, guest: guest.uuid, artifacts: artifacts)
         call.beside = beside
         let survey: GuestSurvey = try await ask(guest.agent, call, Self.surveySeconds)
         var held = Set(snapshot.members.compactMap { contents.volume($0.volume)?.name })
@@ -145,7 +161,7 @@ final class GuestRestoreDriver: Sendable {
             let plan = try GuestRestorePlan(situation, wish)
             return Prepared(
                 restoreID: restoreID, guest: guest, snapshot: snapshot, fromClone: clone,
-                artifacts: member?.artifacts ?? [:], survey: survey, plan: plan, beside: beside)
+                artifacts: artifacts, survey: survey, plan: plan, beside: beside)
         } catch {
             throw APIFailure.conflict("guestNotRestorable", error.message, hint: error.hint)
         }
@@ -203,9 +219,12 @@ final class GuestRestoreDriver: Sendable {
 
     // MARK: Restore
 
-    private func restore(_ one: Prepared, _ report: any SagaReporting) async throws -> GuestRestoreResult {
+    private func restore(
+        _ one: Prepared, _ report: any SagaReporting, _ keep: Keep
+    ) async throws -> GuestRestoreResult {
         var note = GuestRestoreNote(one)
         var steps: [String] = []
+        let made: GuestRestoreResult
         do {
             var call = try await makeClones(one, &note, report)
             if one.beside == nil {
@@ -214,6 +233,10 @@ final class GuestRestoreDriver: Sendable {
             }
             let copies = (call.disks ?? [:]).values.compactMap { $0.way == "copy" ? $0.destination : nil }.sorted()
             note.state["copies"] = copies.isEmpty ? nil : copies.joined(separator: "\n")
+            if let beside = one.beside { note.state["beside"] = beside.uuid }
+            note.state["firmware"] = one.artifacts["nvramPath"].map { path in
+                one.beside.map { "\(path).\($0.uuid)" } ?? path
+            }
             call.state = note.state
             note.isAgentAsked = true
             try journal.write(note)
@@ -223,6 +246,8 @@ final class GuestRestoreDriver: Sendable {
             await crashPoint.hit("guest.apply.after")
             note.state = answer.state
             steps += answer.steps
+            made = result(one, steps: steps, note)
+            try await keep(made)
             await report.stepSucceeded("guest.apply", detail: answer.steps.joined(separator: "; "))
         } catch {
             await report.stepFailed("guest.apply", detail: APIFailure.from(error).message)
@@ -239,10 +264,10 @@ final class GuestRestoreDriver: Sendable {
                 message: "\(one.guest.name) was not restored: \(failure.message)",
                 hint: [failure.hint, "After the failure: \(after)"].compactMap(\.self).joined(separator: ". "))
         }
-        let leftovers = await removeTemporary(note)
-        steps += leftovers
+        var done = made
+        done.steps += await removeTemporary(note)
         journal.remove(note.restoreID)
-        return result(one, steps: steps, note)
+        return done
     }
 
     private func makeClones(

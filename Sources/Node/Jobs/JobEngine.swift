@@ -217,6 +217,20 @@ final class JobEngine: Sendable {
         }
     }
 
+    /// Durable on return; where it throws, it is as if it had not been called.
+    fileprivate func add(_ guest: GuestRestoreResult, to id: String) async throws {
+        func add(to info: inout JobInfo) {
+            var result = info.result ?? JobResult()
+            result.guests = (result.guests ?? []) + [guest]
+            info.result = result
+        }
+        guard var info = state.withLock({ $0.running[id]?.info }) else { return }
+        add(to: &info)
+        try await catalog.setJob(record(info))
+        // Steps may have been written meanwhile, without this: it is written again.
+        update(id) { add(to: &$0) }
+    }
+
     private func writeUnwritten() async {
         while true {
             let info: JobInfo? = state.withLock { state in
@@ -331,6 +345,9 @@ final class JobHandle: Sendable {
 
     /// The step had succeeded and what it did was undone.
     func compensateStep(_ name: String, detail: String? = nil) { close(name, .compensated, detail) }
+
+    /// Keeps what is done already, durable on return: it stays with the job, also where the rest fails.
+    func keep(_ guest: GuestRestoreResult) async throws { try await engine.add(guest, to: id) }
 
     /// Runs `body` as a step: it succeeds or fails with it.
     nonisolated(nonsending) func during<Value>(

@@ -62,6 +62,8 @@ struct HeldGuest: Sendable {
         var member = UnquiesceResult.Member(
             resource: target.resource, stillHeld: failure == nil, quietSeconds: quietUntil.seconds(since: heldAt),
             failure: failure, artifacts: artifacts, mayBeQuiesced: mayBeQuiesced)
+        // Of another instant than the disks: a guest that went on from it would damage them.
+        if failure != nil { member.artifacts?["memoryFile"] = nil }
         member.level = level
         return member
     }

@@ -1,3 +1,4 @@
+import Dispatch
 import Glibc
 import PluginKit
 import Synchronization
@@ -15,6 +16,12 @@ final class GuestRound: Sendable {
         var progress: [Progress]
         /// Set when the round is given up: what comes to rest after it is released by its own thread.
         var isGivenUp = false
+        /// Which guests have been asked.
+        var isAsked: [Bool]
+
+        var hasFailed: Bool {
+            progress.contains { if case .failed = $0 { true } else { false } }
+        }
     }
 
     /// The part of the lease that coming to rest may take: the rest is for the cut and the release.
@@ -30,6 +37,8 @@ final class GuestRound: Sendable {
     private let deadline: MonotonicInstant
     private let wakeup: WakeDescriptor
     private let state: Mutex<State>
+    /// Empty when all guests have been asked whether they can be brought to rest: until then none is.
+    private let unasked = DispatchGroup()
 
     private init(
         _ targets: [GuestTarget], _ journal: HoldJournal<GuestRecord>, _ configuration: LibvirtConfiguration,
@@ -42,7 +51,7 @@ final class GuestRound: Sendable {
         self.allowsLower = allowsLower
         deadline = .now.advanced(bySeconds: max(0, lease.remainingSeconds) * Self.budget)
         wakeup = try WakeDescriptor()
-        state = Mutex(State(progress: targets.map { _ in .working }))
+        state = Mutex(State(progress: targets.map { _ in .working }, isAsked: targets.map { _ in false }))
     }
 
     static func run(
@@ -80,14 +89,17 @@ final class GuestRound: Sendable {
     }
 
     private func run() throws(PluginFailure) -> any PluginHold {
+        for _ in targets { unasked.enter() }
         for index in targets.indices {
             OwnThread.start { [self] in
-                let result = quiesce(targets[index])
+                let result = quiesce(index)
                 let isLate = state.withLock { state in
                     if !state.isGivenUp { state.progress[index] = result }
                     return state.isGivenUp
                 }
                 if isLate { finishLate(index, result) }
+                // A failure is noted before the others go on.
+                markAsked(index)
                 wakeup.wake()
             }
         }
@@ -108,13 +120,16 @@ final class GuestRound: Sendable {
             let progress = state.withLock { $0.progress }
             var members: [HeldGuest] = []
             var slow: [String] = []
+            var failures: [PluginFailure] = []
             for (target, step) in zip(targets, progress) {
                 switch step {
                 case .held(let member): members.append(member)
                 case .working: slow.append(target.label)
-                case .failed(let failure, _): throw failure
+                case .failed(let failure, _): failures.append(failure)
                 }
             }
+            // Not one of those that only did not begin because of it.
+            if let failure = failures.first(where: { $0.code != .cancelled }) ?? failures.first { throw failure }
             if slow.isEmpty { return members }
             try lease.checkWanted()
             let left = deadline.secondsFromNow
@@ -178,14 +193,34 @@ final class GuestRound: Sendable {
 
     // MARK: - One guest
 
+    /// No guest is brought to rest before all have been asked: none is quiet for as long as another one's agent takes to
+    /// say that it is there, and where one does not, the others are not touched.
+    private func awaitOthers(_ index: Int) throws(QuiesceFailure) {
+        markAsked(index)
+        while unasked.wait(timeout: .now() + .milliseconds(100)) == .timedOut, lease.isWanted, deadline > .now {}
+        guard lease.isWanted, !state.withLock({ $0.isGivenUp || $0.hasFailed }) else {
+            throw QuiesceFailure(
+                .cancelled, "\(targets[index].label) was left alone: another guest cannot come to rest")
+        }
+    }
+
+    private func markAsked(_ index: Int) {
+        let isFirst = state.withLock { state in
+            defer { state.isAsked[index] = true }
+            return !state.isAsked[index]
+        }
+        if isFirst { unasked.leave() }
+    }
+
     /// The first of its modes that works; only the first one where the policy allows nothing less.
-    private func quiesce(_ target: GuestTarget) -> Progress {
+    private func quiesce(_ index: Int) -> Progress {
+        let target = targets[index]
         let began = MonotonicInstant.now
         let modes = [target.own.mode ?? .agent] + (allowsLower ? target.own.fallback ?? [] : [])
         var failures: [String] = []
         for mode in modes {
             do throws(QuiesceFailure) {
-                var member = try quiesce(target, mode)
+                var member = try quiesce(index, mode)
                 member.quiesceSeconds = member.heldAt.seconds(since: began)
                 if !failures.isEmpty { member.fallbackReason = failures.joined(separator: "; ") }
                 return .held(member)
@@ -201,28 +236,49 @@ final class GuestRound: Sendable {
         return .held(member)
     }
 
-    private func quiesce(_ target: GuestTarget, _ mode: GuestMode) throws(QuiesceFailure) -> HeldGuest {
+    private func quiesce(_ index: Int, _ mode: GuestMode) throws(QuiesceFailure) -> HeldGuest {
+        let target = targets[index]
         guard target.runID != nil else { return HeldGuest(target, .off, heldAt: .now) }
         switch mode {
-        case .agent: return try freeze(target)
-        case .pause: return try suspend(target, memoryFile: nil)
-        case .memory: return try suspend(target, memoryFile: try memoryFile(target))
+        case .agent:
+            try askAgent(target)
+            do throws(QuiesceFailure) {
+                try awaitOthers(index)
+            } catch {
+                try? target.call(until: .now) { guest throws(LibvirtError) in guest.restoreAgentLimit() }
+                throw error
+            }
+            return try freeze(target)
+        case .pause, .memory:
+            let file = mode == .memory ? try memoryFile(target) : nil
+            try checkRunning(target)
+            try awaitOthers(index)
+            return try suspend(target, memoryFile: file)
         case .none: return HeldGuest(target, .inside, heldAt: .now)
         }
     }
 
-    private func freeze(_ target: GuestTarget) throws(QuiesceFailure) -> HeldGuest {
+    /// Whether the guest agent is there. Nothing is asked of it that could come true later.
+    private func askAgent(_ target: GuestTarget) throws(QuiesceFailure) {
         let askSeconds = min(
             configuration.agentTimeoutSeconds ?? Self.defaultAgentSeconds, max(1, deadline.secondsFromNow / 2))
         do throws(LibvirtError) {
             try target.call(until: deadline) { guest throws(LibvirtError) in
                 try guest.limitAgent(seconds: askSeconds)
                 try guest.askAgent()
+            }
+        } catch {
+            try? target.call(until: .now) { guest throws(LibvirtError) in guest.restoreAgentLimit() }
+            throw QuiesceFailure(AgentTrouble.explain(error, target))
+        }
+    }
+
+    private func freeze(_ target: GuestTarget) throws(QuiesceFailure) -> HeldGuest {
+        do throws(LibvirtError) {
+            try target.call(until: deadline) { guest throws(LibvirtError) in
                 try guest.limitAgent(seconds: max(1, deadline.secondsFromNow.rounded(.down)))
             }
         } catch {
-            // Nothing was asked of it yet that could come true later.
-            try? target.call(until: .now) { guest throws(LibvirtError) in guest.restoreAgentLimit() }
             throw QuiesceFailure(AgentTrouble.explain(error, target))
         }
         try note(target.record(.intent, .freeze))
@@ -263,7 +319,7 @@ final class GuestRound: Sendable {
         return QuiesceFailure(failure, mayBeQuiesced: !isReleased)
     }
 
-    private func suspend(_ target: GuestTarget, memoryFile: String?) throws(QuiesceFailure) -> HeldGuest {
+    private func checkRunning(_ target: GuestTarget) throws(QuiesceFailure) {
         let state: Guest.State
         do throws(LibvirtError) {
             state = try target.call(until: deadline) { guest throws(LibvirtError) in try guest.state().state }
@@ -276,6 +332,9 @@ final class GuestRound: Sendable {
                     .alreadyFrozen, "\(target.label) is suspended already, by somebody else",
                     hint: "virsh resume \(target.name), then try again"))
         }
+    }
+
+    private func suspend(_ target: GuestTarget, memoryFile: String?) throws(QuiesceFailure) -> HeldGuest {
         try note(target.record(.intent, .suspend, memoryFile: memoryFile))
         PausePoint.reachBlocking("plugin.suspend.before")
         var member = HeldGuest(target, .suspended, heldAt: .now)

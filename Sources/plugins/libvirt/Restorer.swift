@@ -318,10 +318,15 @@ final class Restorer {
         }
         for path in lines("fresh") { unlink(FileReplacement.fresh(path, call.restoreID)) }
         for path in lines("added") { unlink(path) }
-        // Where the note went with the host's memory: what is kept beside an image tells as much.
+        // Where the note went with the host's memory: what is kept beside a file tells as much.
         let known = ["fresh", "added", "swapped"].flatMap(lines)
-        let planned = lines("copies").filter { !known.contains($0) }
+        let planned = (lines("copies") + lines("firmware") + keptTPM()).filter { !known.contains($0) }
         for path in planned { unlink(FileReplacement.fresh(path, call.restoreID)) }
+        // Named after a guest that only this restore knows: nobody else's.
+        if let beside = state["beside"], !beside.isEmpty, hypervisor.find(uuid: beside) == nil {
+            for path in planned where path.hasSuffix(".\(beside)") { unlink(path) }
+            try? FileManager.default.removeItem(atPath: "\(GuestArtifacts.stateDirectory)/\(beside)")
+        }
         for path in lines("swapped") + planned where fileStatus(FileReplacement.kept(path, call.restoreID)) != nil {
             // What the restored guest wrote is not thrown away either, where the restore was made and then undone.
             if call.action == .undo, call.state?["unfinished"] == nil, fileStatus(path) != nil {
@@ -334,8 +339,19 @@ final class Restorer {
         for key in ["fresh", "added", "swapped"] { state[key] = nil }
     }
 
+    /// The files of the TPM beside which this restore kept what they were.
+    private func keptTPM() -> [String] {
+        guard hypervisor.isLocal else { return [] }
+        let suffix = FileReplacement.kept("", call.restoreID)
+        return ["tpm2", "tpm1.2"].flatMap { folder in
+            let directory = "\(GuestArtifacts.stateDirectory)/\(call.guest)/\(folder)"
+            return directoryEntries(directory).filter { $0.hasSuffix(suffix) }
+                .map { "\(directory)/\($0.dropLast(suffix.count))" }
+        }
+    }
+
     private func takeBackGuest() throws(PluginFailure) {
-        let uuid = state["defined"] ?? call.guest
+        let uuid = state["defined"] ?? state["beside"] ?? call.guest
         if let xml = state["before.xml"] {
             if state["before.persistent"] != "false" {
                 try libvirt("The definition from before cannot be brought back") { () throws(LibvirtError) in
@@ -350,7 +366,9 @@ final class Restorer {
                 }
                 steps.append("\(guest.name) runs with what it was before")
             }
-        } else if state["defined"] != nil, let guest = hypervisor.find(uuid: uuid) {
+        } else if state["defined"] != nil || state["beside"] != nil || state["before.state"] == "absent",
+            let guest = hypervisor.find(uuid: uuid)
+        {
             let name = guest.name
             try libvirt("\(name) cannot be undefined") { () throws(LibvirtError) in
                 // Beside the original, everything is its own; of a guest that was deleted, files may have been left.
@@ -361,5 +379,6 @@ final class Restorer {
         for usage in lines("secrets") { hypervisor.forgetSecret(usage: usage) }
         state["secrets"] = nil
         state["defined"] = nil
+        state["beside"] = nil
     }
 }
