@@ -24,6 +24,8 @@ struct KVMPostgreSQLTests {
                 volume: "pg", sizeText: "512MiB", target: "vda", initiator: guest.initiator, host: world.host,
                 content: cluster.path))
         let agent = try AgentInGuest(name: "inside", guest: guest, node: world.node, more: ["postgresql"])
+        // For the server beside all that the agent starts: nothing is to be read again and again.
+        guest.memoryMiB = 1024
         try guest.boot()
         try world.startAgents()
         try agent.start()
@@ -36,7 +38,7 @@ struct KVMPostgreSQLTests {
         var acknowledged: [String: (before: Int, after: Int)] = [:]
         for (name, options, level) in levels {
             let before = try Self.newest(guest)
-            let made = try Self.snapshot(world, name, options)
+            let made = try Self.snapshot(world, agent, name, options)
             #expect(made.achievedConsistency.rawValue == level)
             let plugins = made.evidence?.members.map { "\($0.agent) \($0.plugin)" } ?? []
             #expect(plugins == (level == "application" ? ["inside postgresql"] : []) + ["kvm1 libvirt"])
@@ -64,14 +66,19 @@ struct KVMPostgreSQLTests {
         return folder
     }
 
-    private static func snapshot(_ world: KVMWorld, _ name: String, _ options: [String]) throws -> SnapshotInfo {
+    private static func snapshot(
+        _ world: KVMWorld, _ agent: AgentInGuest, _ name: String, _ options: [String]
+    ) throws -> SnapshotInfo {
         let arguments = ["snapshot", "create", "pg", "--name", name, "--lease", "30"] + options
         var result = try world.node.cli(arguments, timeoutSeconds: 120)
         // An agent under load on an emulated processor may take too long to say what it sees: rightly refused.
         for _ in 0..<3 where result.status != 0 && result.errors.contains("did not answer within") {
             result = try world.node.cli(arguments, timeoutSeconds: 120)
         }
-        guard result.status == 0 else { throw CommandFailed(description: "\(result)\n\(world.agent.log.suffix(2000))") }
+        guard result.status == 0 else {
+            let inside = (try? agent.guest.shell("uptime; free; ps; tail -n 30 /run/sp/agent.log")) ?? ""
+            throw CommandFailed(description: "\(result)\n\(world.agent.log.suffix(2000))\ninside:\n\(inside)")
+        }
         return try world.node.json(SnapshotInfo.self, "snapshot", "show", name)
     }
 
@@ -110,8 +117,8 @@ struct KVMPostgreSQLTests {
     private static func startLoad(_ guest: Guest) throws {
         try guest.background(
             "n=1; while :; do echo \"INSERT INTO numbers VALUES ($n);\"; n=$((n+1)); "
-                + "usleep 20000; done | \(query)")
-        try guest.background("exec pgbench -h /run/pg -U postgres -n -c 2 -R 20 -T 3000 postgres > /run/pgbench 2>&1")
+                + "usleep 50000; done | \(query)")
+        try guest.background("exec pgbench -h /run/pg -U postgres -n -c 2 -R 10 -T 3000 postgres > /run/pgbench 2>&1")
         guard try Shell.wait(upToSeconds: 60, { try newest(guest) > 10 && balance(guest).contains("t") }) else {
             throw CommandFailed(description: try guest.shell("cat /run/background.log /run/pg/log"))
         }

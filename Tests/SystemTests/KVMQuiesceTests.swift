@@ -20,14 +20,25 @@ struct KVMQuiesceTests {
         try guest.boot()
         try world.startAgents()
         try discovers(world, guest)
+        let shown = try shown(world)
         try frozenCopy(world, guest)
+        #expect(try self.shown(world) == shown, "after a freeze")
         try crashCopy(world, guest)
         try pausedCopy(world, guest)
+        #expect(try self.shown(world) == shown, "after a pause")
         try failingHook(world, guest)
         try walHook(world, guest)
         try hungAgent(world, guest)
         try hookOfTheHost(world, guest)
         try suspendedAndOff(world, guest)
+    }
+
+    /// What virsh tells of the guest: its state, its definitions, snapshots, checkpoints, and what is done to it.
+    private func shown(_ world: KVMWorld) throws -> [String] {
+        try [
+            ["domstate", "g1"], ["dumpxml", "g1"], ["dumpxml", "g1", "--inactive"], ["snapshot-list", "g1"],
+            ["checkpoint-list", "g1"], ["domjobinfo", "g1"], ["blockjob", "g1", "vda"], ["domblklist", "g1"],
+        ].map { try Shell.check(world.host.prefix + ["virsh", "-q"] + $0) }
     }
 
     /// A hook on the host for a volume that only QEMU reaches: it runs before the guest is frozen, and after its thaw.

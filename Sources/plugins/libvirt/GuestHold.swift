@@ -200,7 +200,6 @@ struct HeldGuest: Sendable {
 final class GuestHold: PluginHold {
     private let guests: [HeldGuest]
     private let journal: HoldJournal<GuestRecord>
-    private let watches: [LifecycleWatch]
     private let isReleasing: ReleaseFlag
 
     /// Set before we resume a guest ourselves: libvirt tells us of that, too.
@@ -215,7 +214,7 @@ final class GuestHold: PluginHold {
         self.guests = guests
         self.journal = journal
         isReleasing = flag
-        watches = guests.filter { $0.how != .none && $0.how != .inside }.compactMap { guest in
+        for guest in guests where guest.how != .none && guest.how != .inside {
             guest.target.watch { event in
                 guard !flag.isSet, let reason = Self.loss(of: guest.how, event) else { return }
                 lease.reportLost(resource: guest.target.resource, reason: "\(guest.target.label) \(reason)")
@@ -246,7 +245,7 @@ final class GuestHold: PluginHold {
             return await group.reduce(into: [(Int, UnquiesceResult.Member)]()) { $0.append($1) }
         }
         let members = released.sorted { $0.0 < $1.0 }.map(\.1)
-        OwnThread.start { [watches] in for watch in watches { watch.stop() } }
+        OwnThread.start { [guests] in for guest in guests { guest.target.stopWatching() } }
         if members.allSatisfy({ $0.mayBeQuiesced != true }) { journal.remove() }
         return members
     }

@@ -20,6 +20,16 @@ final class GuestTarget: Sendable {
     let memoryDirectory: String?
     private let configuration: LibvirtConfiguration
     private let connected: Mutex<Guest>
+    private let watched = Mutex(Watched())
+
+    /// What libvirt tells of the guest; kept until somebody wants to hear it.
+    private struct Watched {
+        var watch: LifecycleWatch?
+        /// Which of the watches, one after another, it is.
+        var number = 0
+        var events: [LifecycleEvent] = []
+        var onEvent: (@Sendable (LifecycleEvent) -> Void)?
+    }
 
     private init(
         _ resource: PluginResource, _ guest: Guest, _ definition: GuestDefinition, _ own: LibvirtConfiguration.Guest,
@@ -99,6 +109,7 @@ final class GuestTarget: Sendable {
             return
         }
         connected.withLock { $0 = guest }
+        if watched.withLock({ $0.watch != nil }) { startWatching() }
     }
 
     /// Whether the guest is the one, in the same run, that was found.
@@ -109,8 +120,46 @@ final class GuestTarget: Sendable {
         }
     }
 
-    func watch(_ onEvent: @escaping @Sendable (LifecycleEvent) -> Void) -> LifecycleWatch? {
-        LifecycleWatch(connected.withLock { $0 }, onEvent: onEvent)
+    /// Before it comes to rest: then it is quiet for one call of libvirt less. Called again, it forgets what happened.
+    func startWatching() {
+        let number = watched.withLock { watched in
+            watched.number += 1
+            watched.events = []
+            return watched.number
+        }
+        let watch = LifecycleWatch(connected.withLock { $0 }) { [weak self] event in self?.tell(event, number) }
+        let former = watched.withLock { watched in
+            defer { watched.watch = watch }
+            return watched.watch
+        }
+        former?.stop()
+    }
+
+    private func tell(_ event: LifecycleEvent, _ number: Int) {
+        let onEvent: (@Sendable (LifecycleEvent) -> Void)? = watched.withLock { watched in
+            guard number == watched.number else { return nil }
+            if watched.onEvent == nil { watched.events.append(event) }
+            return watched.onEvent
+        }
+        onEvent?(event)
+    }
+
+    /// - Parameter onEvent: called with all that happened since `startWatching`, and with what happens from now on.
+    func watch(_ onEvent: @escaping @Sendable (LifecycleEvent) -> Void) {
+        let events = watched.withLock { watched in
+            watched.onEvent = onEvent
+            defer { watched.events = [] }
+            return watched.events
+        }
+        for event in events { onEvent(event) }
+    }
+
+    func stopWatching() {
+        let watch = watched.withLock { watched in
+            defer { watched.watch = nil }
+            return watched.watch
+        }
+        watch?.stop()
     }
 }
 

@@ -219,6 +219,7 @@ final class GuestRound: Sendable {
         let modes = [target.own.mode ?? .agent] + (allowsLower ? target.own.fallback ?? [] : [])
         var failures: [String] = []
         for mode in modes {
+            target.startWatching()
             do throws(QuiesceFailure) {
                 var member = try quiesce(index, mode)
                 member.quiesceSeconds = member.heldAt.seconds(since: began)
