@@ -11,7 +11,7 @@ struct KVMMemoryTests {
     private static let step = "memory.writing"
 
     @Test(
-        "a memory image is in the snapshot whole, and gone from the host after it, whoever is killed while it is written"
+        "a memory image is in the snapshot whole, and gone from the host after, whoever is killed while it is written"
     )
     func memory() throws {
         let steps = try PauseDirectory()
@@ -68,8 +68,8 @@ struct KVMMemoryTests {
         try world.host.run("ls", folder).split(separator: "\n").map(String.init).filter { $0.hasSuffix(".memory") }
     }
 
-    /// In the place of libvirt's program that writes a memory image into its file: as slow as a bad disk, while the step
-    /// is armed.
+    /// In the place of libvirt's program that writes a memory image into its file: as slow as a bad disk, while the
+    /// step is armed.
     private func slowDown(_ world: KVMWorld, _ steps: PauseDirectory) throws {
         let program = "/usr/lib/libvirt/libvirt_iohelper"
         let folder = world.host.folder.path

@@ -103,7 +103,7 @@ struct KVMPostgreSQLTests {
             exec /usr/bin/postgres -D \(data) -k /run/pg -c listen_addresses= -c shared_buffers=16MB > /run/pg/log 2>&1
             """
         try guest.shell("cat > /run/pg/start <<'END'\n\(start)\nEND\nchmod 755 /run/pg/start")
-        try guest.background("exec su -s /bin/sh postgres -c /run/pg/start")
+        try guest.background("exec nice -n 10 su -s /bin/sh postgres -c /run/pg/start")
         let answers = Shell.wait(upToSeconds: 120) {
             (try? guest.shell("\(query) -c 'SELECT 1'"))?.hasPrefix("1") == true
         }
@@ -112,13 +112,14 @@ struct KVMPostgreSQLTests {
         }
     }
 
-    /// Numbers one after another, each in a transaction of its own, and pgbench beside them; both with pauses, since the
-    /// guest's only processor is emulated, and the agent inside needs some of it.
+    /// Numbers one after another, each in a transaction of its own, and pgbench beside them. Both with pauses, and server
+    /// and load behind the agent: the guest's only processor is emulated.
     private static func startLoad(_ guest: Guest) throws {
         try guest.background(
             "n=1; while :; do echo \"INSERT INTO numbers VALUES ($n);\"; n=$((n+1)); "
                 + "usleep 50000; done | \(query)")
-        try guest.background("exec pgbench -h /run/pg -U postgres -n -c 2 -R 10 -T 3000 postgres > /run/pgbench 2>&1")
+        try guest.background(
+            "exec nice -n 10 pgbench -h /run/pg -U postgres -n -c 2 -R 10 -T 3000 postgres > /run/pgbench 2>&1")
         guard try Shell.wait(upToSeconds: 60, { try newest(guest) > 10 && balance(guest).contains("t") }) else {
             throw CommandFailed(description: try guest.shell("cat /run/background.log /run/pg/log"))
         }

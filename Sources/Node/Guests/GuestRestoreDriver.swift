@@ -90,7 +90,7 @@ final class GuestRestoreDriver: Sendable {
                     message: "\(failure.message); restored before it: \(names.joined(separator: ", "))",
                     hint: [
                         failure.hint,
-                        "To take back what was restored: stillpoint guest restore \(names.joined(separator: " ")) --undo",
+                        "To take those back: stillpoint guest restore \(names.joined(separator: " ")) --undo",
                     ].compactMap(\.self).joined(separator: ". "))
             }
         }
@@ -136,7 +136,7 @@ final class GuestRestoreDriver: Sendable {
         let members = contents.attributes[snapshot.id]?.evidence?.members ?? []
         let member = members.first { $0.plugin == GuestDirectory.plugin && $0.resource == guest.uuid }
         var artifacts = member?.artifacts ?? [:]
-        // Of another instant than the disks, as far as anybody can prove: a guest that went on from it would damage them.
+        // Of another instant than the disks, for all that is proven: a guest that went on from it would damage them.
         if let member, !(member.heldBeforeCut && member.releasedAfterCut && member.stillHeldAtRelease) {
             artifacts["memoryFile"] = nil
         }

@@ -193,8 +193,8 @@ final class GuestRound: Sendable {
 
     // MARK: - One guest
 
-    /// No guest is brought to rest before all have been asked: none is quiet for as long as another one's agent takes to
-    /// say that it is there, and where one does not, the others are not touched.
+    /// No guest is brought to rest before all have been asked: none is quiet for as long as another one's agent takes
+    /// to say that it is there, and where one does not, the others are not touched.
     private func awaitOthers(_ index: Int) throws(QuiesceFailure) {
         markAsked(index)
         while unasked.wait(timeout: .now() + .milliseconds(100)) == .timedOut, lease.isWanted, deadline > .now {}
