@@ -112,8 +112,8 @@ struct KVMPostgreSQLTests {
         }
     }
 
-    /// Numbers one after another, each in a transaction of its own, and pgbench beside them. Both with pauses, and server
-    /// and load behind the agent: the guest's only processor is emulated.
+    /// Numbers one after another, each in a transaction of its own, and pgbench beside them. Both with pauses, and
+    /// server and load behind the agent: the guest's only processor is emulated.
     private static func startLoad(_ guest: Guest) throws {
         try guest.background(
             "n=1; while :; do echo \"INSERT INTO numbers VALUES ($n);\"; n=$((n+1)); "
