@@ -55,8 +55,8 @@ public struct JobStep: Codable, Sendable, Equatable {
     }
 }
 
-/// What a job made; one of the fields is set, by the job's kind. A job that failed has one only where a part of its work
-/// is done: guests that were restored before the one that could not be.
+/// What a job made; one of the fields is set, by the job's kind. A job that failed has one only where a part of its
+/// work is done: guests that were restored before the one that could not be.
 public struct JobResult: Codable, Sendable, Equatable {
     public var snapshot: SnapshotInfo?
     public var revert: RevertResult?
