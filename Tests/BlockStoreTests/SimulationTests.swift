@@ -5,8 +5,8 @@ func environmentNumber(_ name: String) -> UInt64? {
     getenv(name).flatMap { UInt64(String(cString: $0)) }
 }
 
-/// STILLPOINT_SIM_SEEDS sets how many seeds run, from STILLPOINT_SIM_FIRST_SEED on; STILLPOINT_SIM_SEED replays a single
-/// one. A handful here, in a debug build; `make test` runs a thousand, optimized, as `make simulate` does.
+/// STILLPOINT_SIM_SEEDS sets how many seeds run, from STILLPOINT_SIM_FIRST_SEED on; STILLPOINT_SIM_SEED replays one
+/// of them. A handful here, in a debug build; `make test` runs a thousand, optimized, as `make simulate` does.
 @Suite("The simulator")
 struct SimulationTests {
     private var seeds: Range<UInt64> {
