@@ -48,9 +48,18 @@ extension PoolCore {
     private func readBlocks(
         _ source: Source, first: UInt64, into buffer: UnsafeMutableRawBufferPointer
     ) throws(BlockError) {
-        let count = buffer.count / Format.blockBytes
-        let places = UnsafeMutableBufferPointer<Place>.allocate(capacity: count)
-        defer { places.deallocate() }
+        // On the stack where it is short.
+        try withUnsafeTemporaryAllocation(of: Place.self, capacity: buffer.count / Format.blockBytes) {
+            places throws(BlockError) in
+            try readBlocks(source, first: first, into: buffer, places)
+        }
+    }
+
+    private func readBlocks(
+        _ source: Source, first: UInt64, into buffer: UnsafeMutableRawBufferPointer,
+        _ places: UnsafeMutableBufferPointer<Place>
+    ) throws(BlockError) {
+        let count = places.count
         let (root, phase) = try beginRead(source, first: first, places)
         defer { exitRead(phase) }
         try lookUpRest(root, source, first: first, places)

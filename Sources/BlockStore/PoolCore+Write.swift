@@ -12,6 +12,37 @@ extension PoolCore {
         var physical: UInt64
     }
 
+    /// The pieces of a write. The first one needs no memory of its own, and a usual write has no other.
+    private struct Pieces: Sequence {
+        private var first: Piece?
+        private var rest: [Piece] = []
+
+        var last: Piece? { rest.last ?? first }
+
+        mutating func append(_ piece: Piece) {
+            if first == nil { first = piece } else { rest.append(piece) }
+        }
+
+        mutating func lengthenLast() {
+            if rest.isEmpty { first?.count += 1 } else { rest[rest.count - 1].count += 1 }
+        }
+
+        func makeIterator() -> Iterator { Iterator(pieces: self) }
+
+        struct Iterator: IteratorProtocol {
+            fileprivate let pieces: Pieces
+            private var index = -1
+
+            fileprivate init(pieces: Pieces) { self.pieces = pieces }
+
+            mutating func next() -> Piece? {
+                defer { index += 1 }
+                if index < 0 { return pieces.first }
+                return index < pieces.rest.count ? pieces.rest[index] : nil
+            }
+        }
+    }
+
     // MARK: Entry points
 
     func write(
@@ -158,19 +189,28 @@ extension PoolCore {
     private func writeBlocks(
         _ volume: Volume, first: UInt64, from buffer: UnsafeRawBufferPointer, claim: Claim?
     ) throws(BlockError) -> UInt64? {
-        let count = buffer.count / Format.blockBytes
-        let crcs = UnsafeMutableBufferPointer<UInt32>.allocate(capacity: count)
-        defer { crcs.deallocate() }
-        var pieces: [Piece] = []
+        // On the stack where it is short, as what else a usual write needs.
+        try withUnsafeTemporaryAllocation(of: UInt32.self, capacity: buffer.count / Format.blockBytes) {
+            crcs throws(BlockError) in
+            try writeBlocks(volume, first: first, from: buffer, crcs: crcs, claim)
+        }
+    }
+
+    private func writeBlocks(
+        _ volume: Volume, first: UInt64, from buffer: UnsafeRawBufferPointer,
+        crcs: UnsafeMutableBufferPointer<UInt32>, _ claim: Claim?
+    ) throws(BlockError) -> UInt64? {
+        let count = crcs.count
+        var pieces = Pieces()
         var stored = 0
         for index in 0..<count {
             let block = UnsafeRawBufferPointer(
                 rebasing: buffer[(index * Format.blockBytes)..<((index + 1) * Format.blockBytes)])
             let isZero = options.detectsZeros && isAllZero(block)
-            crcs[index] = isZero ? 0 : CRC32C.checksum(block)
+            crcs.initializeElement(at: index, to: isZero ? 0 : CRC32C.checksum(block))
             if !isZero { stored += 1 }
             if let last = pieces.last, (last.physical == 0) == isZero {
-                pieces[pieces.count - 1].count += 1
+                pieces.lengthenLast()
             } else {
                 pieces.append(Piece(index: index, count: 1, physical: isZero ? 0 : 1))
             }
@@ -195,7 +235,7 @@ extension PoolCore {
         }
     }
 
-    private func writeData(_ pieces: [Piece], _ buffer: UnsafeRawBufferPointer) throws(BlockError) {
+    private func writeData(_ pieces: Pieces, _ buffer: UnsafeRawBufferPointer) throws(BlockError) {
         do throws(StorageError) {
             for piece in pieces where piece.physical != 0 {
                 let from = piece.index * Format.blockBytes
@@ -220,13 +260,13 @@ extension PoolCore {
 
     /// Waits for room and allocates: pieces may fall apart into several runs.
     private func place(
-        _ pieces: [Piece], stored: Int, volume: Volume, first: UInt64, count: Int
-    ) throws(BlockError) -> ([Piece], Int) {
+        _ pieces: Pieces, stored: Int, volume: Volume, first: UInt64, count: Int
+    ) throws(BlockError) -> (Pieces, Int) {
         monitor.lock()
         defer { monitor.unlock() }
         try admit(volume, first: first, count: count, stored: stored)
         guard stored > 0 else { return (pieces, enterRead()) }
-        var placed: [Piece] = []
+        var placed = Pieces()
         do throws(PoolError) {
             for piece in pieces {
                 guard piece.physical != 0 else {
@@ -247,13 +287,13 @@ extension PoolCore {
         return (placed, enterRead())
     }
 
-    private func releaseLocked(_ pieces: [Piece]) throws(PoolError) {
+    private func releaseLocked(_ pieces: Pieces) throws(PoolError) {
         for piece in pieces where piece.physical != 0 {
             try space.release(piece.physical..<(piece.physical + UInt64(piece.count)))
         }
     }
 
-    private func giveBack(_ pieces: [Piece]) {
+    private func giveBack(_ pieces: Pieces) {
         monitor.withLock {
             do {
                 try releaseLocked(pieces)
@@ -265,7 +305,7 @@ extension PoolCore {
 
     /// The instant at which a write takes effect.
     private func enter(
-        _ pieces: [Piece], crcs: UnsafeBufferPointer<UInt32>, volume: Volume, first: UInt64, count: Int, _ claim: Claim?
+        _ pieces: Pieces, crcs: UnsafeBufferPointer<UInt32>, volume: Volume, first: UInt64, count: Int, _ claim: Claim?
     ) throws(BlockError) -> UInt64? {
         monitor.lock()
         defer { monitor.unlock() }

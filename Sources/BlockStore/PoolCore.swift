@@ -68,8 +68,12 @@ struct UnsyncedSpans {
 
     mutating func append(_ run: Range<UInt64>) {
         blocks += run.count
-        for (index, span) in spans.enumerated()
-        where run.lowerBound <= span.upperBound + Self.gapBlocks && span.lowerBound <= run.upperBound + Self.gapBlocks {
+        // By index: a loop over the elements would hold the array, and the change copy it.
+        for index in spans.indices {
+            let span = spans[index]
+            guard run.lowerBound <= span.upperBound + Self.gapBlocks,
+                span.lowerBound <= run.upperBound + Self.gapBlocks
+            else { continue }
             spans[index] = min(span.lowerBound, run.lowerBound)..<max(span.upperBound, run.upperBound)
             return
         }

@@ -98,7 +98,8 @@ final class ConnectionHandler: ChannelInboundHandler, SessionTransport {
             if pending.readableBytes > 0 {
                 hasMore = poll.receive(into: &pending, within: SocketPoll.restOfPDUNanoseconds)
             } else if !session.isInStep {
-                hasMore = poll.receive(into: &pending, within: 0)
+                hasMore = poll.receive(
+                    into: &pending, within: session.isInitiatorBehind ? SocketPoll.behindNanoseconds : 0)
             }
             if !hasMore || reception % SocketPoll.receptionsPerFlush == 0 { session.flush() }
             if !hasMore {

@@ -76,6 +76,10 @@ final class Session {
     var receivedAt: UInt64 = 0
     /// Commands in a row that came when the initiator had the answers to all before them: it sends one at a time.
     private var commandsInStep = 0
+    /// The StatSN of the next answer when output was last sent, and the one that the initiator expected when it sent
+    /// its last command.
+    private var sentStatSN: UInt32
+    private var seenStatSN: UInt32
     var isClosing = false
     var hasReceived = true
     var silentSince: Int64 = 0
@@ -84,6 +88,8 @@ final class Session {
     /// Output is handed to the transport when it has so many bytes, so that it is bounded.
     static let sendBytes = 256 << 10
     private static let commandsUntilInStep = 16
+    /// An initiator that has so many answers before it is in no hurry for more.
+    private static let answersAhead: Int32 = 2
 
     init(
         outcome: LoginOutcome, limits: TargetLimits, counters: SessionCounters, directory: any SessionDirectory,
@@ -103,6 +109,8 @@ final class Session {
         expCmdSN = outcome.commandSN
         maxCmdSN = outcome.commandSN &+ UInt32(limits.commandsPerSession) &- 1
         statSN = outcome.statusSN
+        sentStatSN = outcome.statusSN
+        seenStatSN = outcome.statusSN
     }
 
     var isDiscovery: Bool { outcome.target == nil }
@@ -136,6 +144,7 @@ final class Session {
     func sendOutput() {
         var full = ByteBuffer()
         swap(&full, &output)
+        sentStatSN = statSN
         transport.send(&full)
         if output.capacity == 0 { output = full }
     }
@@ -219,7 +228,11 @@ final class Session {
     /// It took its time: the next ones must show anew that it is quick.
     func fellOutOfStep() { commandsInStep = 0 }
 
+    /// Whether the initiator has not seen many of the answers that were sent: it does not wait for more of them yet.
+    var isInitiatorBehind: Bool { Int32(bitPattern: sentStatSN &- seenStatSN) >= Self.answersAhead }
+
     private func noteStep(_ header: BasicHeader) {
+        seenStatSN = header.expectedNumber
         if header.expectedNumber == statSN { commandsInStep &+= 1 } else { commandsInStep = 0 }
     }
 

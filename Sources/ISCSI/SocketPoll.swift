@@ -6,7 +6,8 @@ import Synchronization
 ///
 /// A turn of the loop costs some microseconds, and a thread that sleeps runs again only after many more. So the socket
 /// is asked again as soon as what came is done with; and for a bounded time where the next bytes are known to be close:
-/// in the middle of a PDU, and from an initiator that sends one command at a time and was quick with the last ones.
+/// in the middle of a PDU, from an initiator that sends one command at a time and was quick with the last ones, and
+/// from one that has not taken all the answers that were sent.
 /// Only one session waits like that while at most half of the processors have a session to serve: the others are for
 /// who is waited for.
 ///
@@ -16,6 +17,8 @@ struct SocketPoll {
     static let receptionsPerTurn = 64
     /// Answers are held back for the sake of more of them in one system call, but not for longer than this.
     static let receptionsPerFlush = 16
+    /// For one more command of an initiator that still has answers to take: those to come may wait so long for company.
+    static let behindNanoseconds: UInt64 = 20_000
     /// Initiators send a header and its data with two system calls.
     static let restOfPDUNanoseconds: UInt64 = 10_000
     static let nextCommandNanoseconds: UInt64 = 50_000

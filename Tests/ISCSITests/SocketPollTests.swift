@@ -34,6 +34,18 @@ struct SocketPollTests {
         #expect(!peer.session.isInStep)
     }
 
+    @Test("an initiator that has two answers or more before it is behind until a command shows that it took them")
+    func behind() throws {
+        let peer = try ScriptedSession()
+        let first = peer.session.statSN
+        peer.deliver(testUnitReady(peer, expStatSN: first))
+        #expect(!peer.session.isInitiatorBehind)
+        peer.deliver(testUnitReady(peer, expStatSN: first))
+        #expect(peer.session.isInitiatorBehind)
+        peer.deliver(testUnitReady(peer, expStatSN: peer.session.statSN))
+        #expect(!peer.session.isInitiatorBehind)
+    }
+
     @Test("commands one by one, quick and with pauses, alone and beside another session, are all answered")
     func pauses() async throws {
         let running = try await RunningServer()
