@@ -5,12 +5,16 @@
 set -euo pipefail
 
 bin=${1:?usage: scripts/demo.sh BIN_DIRECTORY}
+bin=$(cd "$bin" && pwd)
+export bin
 [ "$(id -u)" = 0 ] || { echo "demo: mounting a file system needs root; run: sudo make demo" >&2; exit 1; }
-postgres_bin=$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1)
+postgres_bin=$(dirname "$(ls /usr/lib/postgresql/*/bin/initdb | sort -V | tail -n 1)")
 scale=${DEMO_SCALE:-10}
 
 work=$(mktemp -d /tmp/stillpoint-demo.XXXXXX)
 chmod 0755 "$work"
+# Nothing of another node that the caller works with.
+unset "${!STILLPOINT_@}"
 export STILLPOINT_RUN_DIR=$work/run
 mnt=$work/db
 data=$mnt/pgdata
@@ -23,6 +27,8 @@ stillpoint() { "$bin/stillpoint" "$@"; }
 as_postgres() { setpriv --reuid=postgres --regid=postgres --init-groups env -C / "$@"; }
 sql() { as_postgres "$postgres_bin/psql" -h "$work/socket" -p 54329 -d "${db:-bench}" -XAtq -v ON_ERROR_STOP=1 "$@"; }
 now_ms() { date +%s%3N; }
+# Ctrl-C goes to everything that the terminal runs; the node has to outlive what stands on its LUN.
+apart() { exec setsid "$@"; }
 
 postgres_start() {
     as_postgres "$postgres_bin/pg_ctl" -D "$data" -w -t 240 -l "$work/socket/postgres.log" \
@@ -46,10 +52,16 @@ stop_load() {
 
 cleanup() {
     local status=$?
-    trap - EXIT INT TERM
+    trap - EXIT
+    # A second Ctrl-C must not cut this short.
+    trap '' HUP INT TERM
     set +e
-    [ $status = 0 ] || { echo; echo "demo: failed (status $status); last lines of the logs:" >&2
-        tail -n 15 "$work/node.log" "$work/agent.log" "$work/socket/postgres.log" >&2 2> /dev/null; }
+    case $status in
+        0) ;;
+        129|130|143) echo; echo "demo: interrupted; cleaning up" >&2 ;;
+        *) echo; echo "demo: failed (status $status); last lines of the logs:" >&2
+            tail -n 15 "$work/node.log" "$work/agent.log" "$work/socket/postgres.log" >&2 2> /dev/null ;;
+    esac
     stop_load
     "$bin/stillpoint-agent" thaw --all --run "$work/agent-run" > /dev/null 2>&1
     [ -f "$data/postmaster.pid" ] && postgres_stop immediate 2> /dev/null
@@ -62,6 +74,7 @@ cleanup() {
     exit $status
 }
 trap cleanup EXIT
+trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
@@ -70,6 +83,22 @@ wait_for() {  # DESCRIPTION COMMAND...: up to two minutes
     for _ in $(seq 1200); do "$@" > /dev/null 2>&1 && return 0; sleep 0.1; done
     echo "demo: waited two minutes for $what" >&2
     return 1
+}
+
+free_port() {  # one that the kernel gives to nobody: below those that it takes for connections
+    python3 - <<'EOF'
+import random, socket
+first = int(open("/proc/sys/net/ipv4/ip_local_port_range").read().split()[0])
+while True:
+    port = random.randrange(10000, max(10001, first))
+    with socket.socket() as s:
+        try:
+            s.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+    print(port)
+    break
+EOF
 }
 
 # The four sums that pgbench keeps equal: any transaction torn apart shows here.
@@ -110,17 +139,17 @@ say "A storage node, an agent, a volume"
 install -d -m 0755 "$work/run" "$mnt" "$work/agent-state" "$work/agent-run"
 install -d -m 0700 -o postgres -g postgres "$work/socket"
 mount -t tmpfs -o size=16m,mode=0700 tmpfs "$work/agent-run"
-"$bin/stillpoint" serve --data "$work/data" --iscsi-listen 127.0.0.1:0 --api-listen 127.0.0.1:0 > "$work/node.log" 2>&1 &
+apart "$bin/stillpoint" serve --data "$work/data" --iscsi-listen 127.0.0.1:0 --api-listen 127.0.0.1:0 > "$work/node.log" 2>&1 &
 node_pid=$!
 wait_for "the node" grep -q "^iscsi " "$work/node.log"
 wait_for "the node" stillpoint status
 sed -n '/^api \|^iscsi /p' "$work/node.log"
 
-agent_port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+agent_port=$(free_port)
 api=$(sed -n 's/^api //p' "$work/node.log" | head -n 1)
 stillpoint agent token demo-host -o json | python3 -c 'import json, sys; print(json.load(sys.stdin)["token"])' \
     | "$bin/stillpoint-agent" enroll --node "$api" --token-file - --address "127.0.0.1:$agent_port" --state "$work/agent-state"
-"$bin/stillpoint-agent" serve --listen "127.0.0.1:$agent_port" --state "$work/agent-state" --run "$work/agent-run" \
+apart "$bin/stillpoint-agent" serve --listen "127.0.0.1:$agent_port" --state "$work/agent-state" --run "$work/agent-run" \
     --plugins "$bin" > "$work/agent.log" 2>&1 &
 agent_pid=$!
 
@@ -137,7 +166,7 @@ postgres_start
 db=postgres sql -c 'CREATE DATABASE bench' > /dev/null
 as_postgres "$postgres_bin/pgbench" -h "$work/socket" -p 54329 -i -q -s "$scale" bench > /dev/null 2>&1
 sql -c 'CREATE TABLE ledger (n bigint PRIMARY KEY)'
-wait_for "the agent" bash -c "'$bin/stillpoint' agent show demo-host -o json | grep -q postgresql"
+wait_for "the agent" bash -c '"$bin/stillpoint" agent show demo-host -o json | grep -q postgresql'
 stillpoint agent show demo-host
 start_load
 wait_for "the first transactions" test -s "$work/acknowledged"

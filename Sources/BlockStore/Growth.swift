@@ -17,21 +17,29 @@ extension PoolCore {
         } else {
             let device = file.sizeBytes
             if let wantedBytes, wantedBytes > device {
-                throw .invalidArgument("the device has \(device) bytes; enlarge it first")
+                throw .invalidArgument(
+                    "the device has \(Self.text(device)), less than \(Self.text(wantedBytes)); enlarge it first")
             }
             limit = wantedBytes ?? device
         }
         let blocks = limit / blockBytes / superblock.regionBlocks * superblock.regionBlocks
         guard blocks > totalBlocks else {
             throw .invalidArgument(
-                "the pool has \(totalBlocks * blockBytes) bytes and grows in steps of "
-                    + "\(superblock.regionBlocks * blockBytes); \(limit) bytes make it no larger")
+                "the pool has \(Self.text(totalBlocks * blockBytes)) and grows in steps of "
+                    + "\(Self.text(superblock.regionBlocks * blockBytes)); \(Self.text(limit)) make it no larger")
         }
         guard blocks <= 1 << 40, blocks / superblock.regionBlocks <= Self.maxRegions else {
             let most = min(1 << 40, Self.maxRegions * superblock.regionBlocks) * blockBytes
-            throw .invalidArgument("a pool that was made this small can have at most \(most) bytes")
+            throw .invalidArgument("a pool that was made this small can have at most \(Self.text(most))")
         }
         return blocks
+    }
+
+    /// An exact size in the largest unit that it is a multiple of: `192 MiB`.
+    private static func text(_ bytes: UInt64) -> String {
+        let units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"]
+        let unit = bytes == 0 ? 0 : min(bytes.trailingZeroBitCount / 10, units.count - 1)
+        return "\(bytes >> UInt64(10 * unit)) \(units[unit])"
     }
 
     func grow(to wantedBytes: UInt64?) throws(PoolError) -> UInt64 {

@@ -44,11 +44,16 @@ public final class HoldJournal<Entry: Codable & Sendable>: Sendable {
         return journal
     }
 
-    /// The holds whose processes were killed, or ended, but are still inside a system call that nobody can interrupt:
-    /// what they hold can be recovered only when the kernel has given them back. A recovery reports them as
-    /// failures, so that it is repeated.
-    public static func heldByDying(stateDirectory: String, plugin: String) -> [(holdID: String, process: Int32)] {
-        held(stateDirectory: stateDirectory, plugin: plugin).filter { isDying($0.process) }
+    /// What a recovery reports as failures, so that it is repeated: the holds of processes that still live, which
+    /// release them by themselves, but may be killed before that; and of those that were killed inside a system call
+    /// that nobody can interrupt, which can be recovered only when the kernel has given them back.
+    public static func unrecoverable(stateDirectory: String, plugin: String) -> [String] {
+        held(stateDirectory: stateDirectory, plugin: plugin).map { holdID, process in
+            isDying(process)
+                ? "Process \(process) of hold \(holdID) was ended inside a call that the kernel has not given back; "
+                    + "what it holds can be released only after it"
+                : "Process \(process) still has hold \(holdID), and releases it by itself"
+        }
     }
 
     /// The holds whose processes still live, or die: they release by themselves, or else a later recovery does.

@@ -65,28 +65,28 @@ actor PluginServer {
         case .describe: output.answer(id: id, result: plugin.identity)
         case .discover:
             let parameters = try decode(DiscoverParameters.self, line)
-            work(id) { () async throws(PluginFailure) in try await plugin.discover(parameters) }
+            work(id, method) { () async throws(PluginFailure) in try await plugin.discover(parameters) }
         case .preflight:
             let parameters = try decode(PreflightParameters.self, line)
-            work(id) { () async throws(PluginFailure) in try await plugin.preflight(parameters) }
+            work(id, method) { () async throws(PluginFailure) in try await plugin.preflight(parameters) }
         case .recover:
             let parameters = try decode(RecoverParameters.self, line)
-            work(id) { () async throws(PluginFailure) in try await plugin.recover(parameters) }
+            work(id, method) { () async throws(PluginFailure) in try await plugin.recover(parameters) }
         case .prepareRestore:
             let parameters = try decode(RestoreParameters.self, line)
-            work(id) { () async throws(PluginFailure) in try await plugin.prepareRestore(parameters) }
+            work(id, method) { () async throws(PluginFailure) in try await plugin.prepareRestore(parameters) }
         case .finishRestore:
             let parameters = try decode(RestoreParameters.self, line)
-            work(id) { () async throws(PluginFailure) in try await plugin.finishRestore(parameters) }
+            work(id, method) { () async throws(PluginFailure) in try await plugin.finishRestore(parameters) }
         case .watch:
             let parameters = try decode(WatchParameters.self, line)
-            work(id) { [output] () async throws(PluginFailure) in
+            work(id, method) { [output] () async throws(PluginFailure) in
                 try await plugin.watch(parameters) { output.event(PluginEvent(.changed, reason: $0)) }
                 return NoParameters()
             }
         case .restoreResource:
             let parameters = try decode(ResourceRestoreParameters.self, line)
-            work(id) { () async throws(PluginFailure) in try await plugin.restoreResource(parameters) }
+            work(id, method) { () async throws(PluginFailure) in try await plugin.restoreResource(parameters) }
         case .quiesce:
             try quiesce(id, try decode(QuiesceParameters.self, line), receivedAt: receivedAt)
         case .renew:
@@ -113,12 +113,21 @@ actor PluginServer {
         try PluginJSON.decode(IncomingRequest<Value>.self, from: line).params
     }
 
+    /// `plugin.NAME.METHOD`: what a pause before it, and after it, is called.
+    private nonisolated func point(_ method: PluginMethod) -> String {
+        "plugin.\(plugin.identity.name).\(method.rawValue)"
+    }
+
     private nonisolated func work<Answer: Encodable & Sendable>(
-        _ id: Int, _ body: @escaping @Sendable () async throws(PluginFailure) -> Answer
+        _ id: Int, _ method: PluginMethod, _ body: @escaping @Sendable () async throws(PluginFailure) -> Answer
     ) {
+        let point = point(method)
         Task.detached { [output] in
             do throws(PluginFailure) {
-                output.answer(id: id, result: try await body())
+                await PausePoint.reach("\(point).before")
+                let answer = try await body()
+                await PausePoint.reach("\(point).after")
+                output.answer(id: id, result: answer)
             } catch {
                 output.answer(id: id, failure: error)
             }
@@ -151,9 +160,13 @@ actor PluginServer {
         let deadline = receivedAt.advanced(bySeconds: parameters.leaseSeconds)
         lease.renew(until: deadline)
         deadlines.set(holdID, deadline)
+        let point = point(.quiesce)
         let task = Task.detached { [plugin] () -> Result<any PluginHold, PluginFailure> in
             do throws(PluginFailure) {
-                return .success(try await plugin.quiesce(parameters, lease: lease))
+                await PausePoint.reach("\(point).before")
+                let held = try await plugin.quiesce(parameters, lease: lease)
+                await PausePoint.reach("\(point).after")
+                return .success(held)
             } catch {
                 return .failure(error)
             }
@@ -270,9 +283,12 @@ actor PluginServer {
         _ holdID: String, _ held: any PluginHold, _ lease: HoldLease, _ reason: ReleaseReason
     ) -> Phase {
         deadlines.remove(holdID)
+        let point = point(.unquiesce)
         return .releasing(
             Task {
+                await PausePoint.reach("\(point).before")
                 var members = await held.release(reason)
+                await PausePoint.reach("\(point).after")
                 let lost = lease.lost
                 for index in members.indices {
                     guard let failure = reason.failure ?? lost[members[index].resource] else { continue }

@@ -153,3 +153,25 @@ final class FakeSession: PluginSession {
         return result
     }
 }
+
+/// Keeps what is logged.
+final class RecordedLog: LogHandler {
+    private let lines = Mutex<[String]>([])
+
+    var metadata: Logger.Metadata {
+        get { [:] }
+        set {}
+    }
+    var logLevel: Logger.Level {
+        get { .trace }
+        set {}
+    }
+    subscript(metadataKey _: String) -> Logger.Metadata.Value? {
+        get { nil }
+        set {}
+    }
+
+    func contains(_ text: String) -> Bool { lines.withLock { $0.contains { $0.contains(text) } } }
+
+    func log(event: LogEvent) { lines.withLock { $0.append("\(event.message)") } }
+}

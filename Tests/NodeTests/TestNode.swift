@@ -39,7 +39,7 @@ final class TestNode: Sendable {
         configuration.runDirectory = directory + "/run"
         configuration.poolMaximumBytes = 1 << 30
         configuration.logLevel = .critical
-        configuration.shutdownGraceSeconds = 5
+        configuration.shutdownGraceSeconds = 60
         return configuration
     }
 

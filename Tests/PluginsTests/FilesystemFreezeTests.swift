@@ -94,7 +94,7 @@ struct FilesystemFreezeTests {
         let files = try LoopFileSystem()
         let state = try StateDirectory()
         let plugin = try RunningPlugin("filesystem")
-        _ = try await plugin.quiesce("h1", [try await files.resource()], state: state.path, leaseSeconds: 4)
+        _ = try await plugin.quiesce("h1", [try await files.resource()], state: state.path, leaseSeconds: 8)
         try await eventually("the plug-in released by itself") { plugin.events.contains { $0.event == .released } }
         #expect(plugin.events.last == PluginEvent(.released, holdID: "h1", reason: "leaseEnded"))
         #expect(!files.isFrozen)
@@ -180,7 +180,7 @@ struct FilesystemFreezeTests {
         try shell("sync -f \(upper.mountPoint)")
         try lower.freezeFromOutside()
         let failure = await #expect(throws: PluginFailure.self) {
-            try await plugin.quiesce("h1", resources, state: state.path, leaseSeconds: 5)
+            try await plugin.quiesce("h1", resources, state: state.path, leaseSeconds: 8)
         }
         #expect(failure?.code == .timedOut)
         #expect(failure?.message == "\(upper.mountPoint) could not be frozen within the lease")
@@ -196,7 +196,10 @@ struct FilesystemFreezeTests {
     @Test("a plug-in killed inside a freeze that hangs leaves what recover thaws")
     func killedInsideFreeze() async throws {
         let (lower, upper, state, first, quiesce) = try await hanging(leaseSeconds: 60)
-        try await Task.sleep(for: .milliseconds(200))
+        try await eventually("a thread waits in the kernel") {
+            let tasks = "/proc/\(first.process.processID)/task"
+            return directoryEntries(tasks).contains { readText("\(tasks)/\($0)/stat")?.contains(") D ") == true }
+        }
         first.process.kill()
         // It is not gone yet: a recovery now says so instead of finding nothing to do.
         let second = try RunningPlugin("filesystem")
@@ -214,7 +217,7 @@ struct FilesystemFreezeTests {
 
     @Test("a plug-in whose input ends inside a freeze that hangs stays until it has undone it")
     func endsInsideFreeze() async throws {
-        let (lower, upper, state, plugin, quiesce) = try await hanging(leaseSeconds: 4)
+        let (lower, upper, state, plugin, quiesce) = try await hanging(leaseSeconds: 8)
         plugin.process.closeInput()
         _ = await quiesce.value
         try await Task.sleep(for: .milliseconds(300))
@@ -225,7 +228,7 @@ struct FilesystemFreezeTests {
         #expect(state.files == [])
     }
 
-    @Test("recover leaves alone what another living process of the plug-in holds")
+    @Test("recover leaves alone what another living process of the plug-in holds, and says so, to be asked again")
     func recoverBesideLiving() async throws {
         let files = try LoopFileSystem()
         let state = try StateDirectory()
@@ -234,6 +237,7 @@ struct FilesystemFreezeTests {
         let other = try RunningPlugin("filesystem")
         let result = try await other.process.recover(RecoverParameters(stateDirectory: state.path))
         #expect(result.released == [])
+        #expect(result.failures == ["Process \(living.process.processID) still has hold h1, and releases it by itself"])
         #expect(files.isFrozen)
         #expect(try await living.unquiesce("h1").map(\.stillHeld) == [true])
         await other.process.end()

@@ -147,7 +147,9 @@ final class LoopFileSystem: Sendable {
             let device = isPartitioned ? loop + "p1" : loop
             // Nothing of ext4 is left to be initialised later: a freeze of what lies below would find it at work.
             let make = type == "ext4" ? "mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0" : "mkfs.\(type) -q"
-            try shell("\(make) \(device) && mount -o \(options) \(device) \(mountPoint)")
+            // Nothing is left to be written either: that could take longer than a short lease on a slow disk.
+            try shell(
+                "\(make) \(device) && mount -o \(options) \(device) \(mountPoint) && sync -f \(mountPoint)")
             var pid: pid_t = 0
             let script = "sleep \(Self.watchdogSeconds); fsfreeze -u \(mountPoint)"
             let words: [String] = ["/bin/sh", "-c", script]

@@ -140,7 +140,7 @@ struct HookTests {
     func hangs() async throws {
         let scripts = try Scripts()
         let body = "sleep 1000 & echo $! > \(scripts.directory)/child; wait"
-        let config = scripts.config([try scripts.hook("slow", quiesce: body, timeoutSeconds: 2)])
+        let config = scripts.config([try scripts.hook("slow", quiesce: body, timeoutSeconds: 6)])
         let plugin = try RunningPlugin("hook")
         let resources = try await discover(plugin, config)
         let failure = await #expect(throws: PluginFailure.self) {
@@ -194,7 +194,7 @@ struct HookTests {
     func unquiesceHangs() async throws {
         let scripts = try Scripts()
         let body = "[ $STILLPOINT_PHASE = recover ] || sleep 1000"
-        let config = scripts.config([try scripts.hook("slow", unquiesce: body, timeoutSeconds: 2)])
+        let config = scripts.config([try scripts.hook("slow", unquiesce: body, timeoutSeconds: 6)])
         let first = try RunningPlugin("hook")
         let resources = try await discover(first, config)
         _ = try await first.quiesce("h1", resources, state: scripts.directory, config: config)
@@ -241,7 +241,7 @@ struct HookTests {
         let plugin = try RunningPlugin("hook")
         let resources = try await discover(plugin, config)
         _ = try await plugin.quiesce(
-            "h1", resources, state: scripts.directory, leaseSeconds: byLease ? 4 : 60, config: config)
+            "h1", resources, state: scripts.directory, leaseSeconds: byLease ? 8 : 60, config: config)
         if !byLease { plugin.process.closeInput() }
         try await eventually("the unquiesce ran") { scripts.calls == ["one quiesce", "one unquiesce"] }
         await plugin.process.end()

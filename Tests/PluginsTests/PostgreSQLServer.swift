@@ -26,6 +26,7 @@ final class PostgreSQLServer: Sendable {
             chmod 755 \(files.directory); mkdir \(dataDirectory) \(sockets) \(walDirectory ?? "")
             chown postgres \(dataDirectory) \(sockets) \(walDirectory ?? "")
             \(Self.asPostgres) \(Self.programs!)/initdb -D \(dataDirectory) -A peer --no-sync \(wal) >/dev/null
+            sync -f \(dataDirectory)
             """)
         try start()
     }
@@ -46,7 +47,10 @@ final class PostgreSQLServer: Sendable {
 
     func stop(in directory: String? = nil) throws {
         try shell(
-            "cd /; \(Self.asPostgres) \(Self.programs!)/pg_ctl stop -m immediate -D \(directory ?? dataDirectory)")
+            """
+            cd /; \(Self.asPostgres) \(Self.programs!)/pg_ctl stop -w -t 240 -m immediate \
+                -D \(directory ?? dataDirectory)
+            """)
     }
 
     /// The one column of the one row of a query, or an error.

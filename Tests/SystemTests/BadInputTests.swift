@@ -137,8 +137,11 @@ struct BadInputTests {
         defer { theirs.stop() }
         theirs.port = mine.port
         try theirs.enroll()
-        _ = Shell.wait(upToSeconds: 5) { false }
-        #expect(try other.json(AgentInfo.self, "agent", "show", "host-a").isReachable == false)
-        #expect(try node.json(AgentInfo.self, "agent", "show", "host-a").isReachable == true)
+        let isRefused = try Shell.wait {
+            let seen = try other.json(AgentInfo.self, "agent", "show", "host-a")
+            return !seen.isReachable && seen.failure != nil
+        }
+        #expect(isRefused, "\(other.log.suffix(1500))")
+        #expect(try Shell.wait { try node.json(AgentInfo.self, "agent", "show", "host-a").isReachable })
     }
 }

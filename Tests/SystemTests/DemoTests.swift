@@ -28,14 +28,16 @@ struct DemoTests {
         let folder = try TemporaryFolder(prefix: "sp-demo")
         defer { folder.remove() }
         let process = try Shell.start(
-            [Self.script, Components.bin], environment: ["DEMO_SCALE": "1"], outputPath: folder.path + "/out")
+            [Self.script, Components.bin], environment: ["DEMO_SCALE": "1"], outputPath: folder.path + "/out",
+            leadsGroup: true)
         let underway = Shell.wait(upToSeconds: 600) {
             let text = (try? String(contentsOfFile: folder.path + "/out", encoding: .utf8)) ?? ""
             return text.contains("A crash-consistent snapshot") || !process.isRunning
         }
         #expect(underway && process.isRunning)
-        process.interrupt()
+        process.interruptGroup()
         #expect(Shell.wait(upToSeconds: 300) { !process.isRunning })
+        #expect(process.terminationStatus == 130)
         if process.isRunning { process.terminate() }
         try expectNothingLeft(but: before)
     }

@@ -39,6 +39,9 @@ struct NetworkCutTests {
         let node = try TestNode()
         defer { node.stop() }
         node.apiListen = Self.nodeAddress + ":0"
+        let steps = try PauseDirectory()
+        defer { steps.remove() }
+        node.extraEnvironment = steps.environment
         try node.start()
         #expect(node.api.hasPrefix("https://"), "beyond loopback the API is TLS")
         let host = try ProtectedHost(node: node, agentName: "far", volume: "v", sizeText: "256MiB")
@@ -46,31 +49,19 @@ struct NetworkCutTests {
         try host.mount()
         host.agent.host = Self.agentAddress
         host.agent.prefix = ["ip", "netns", "exec", Self.namespace]
-        let mark = host.agent.folder.path + "/paused"
-        let script = host.agent.folder.path + "/pause.sh"
-        try "#!/bin/sh\ntouch \(mark)\nexec sleep 4\n".write(toFile: script, atomically: true, encoding: .utf8)
-        try FileManager.default.setAttributes([.posixPermissions: 0o755], ofItemAtPath: script)
-        host.agent.configuration = """
-            pluginConfiguration:
-              hook:
-                hooks:
-                  - name: pause
-                    volumes: [v]
-                    level: fileSystem
-                    quiesce: ["\(script)"]
-                    unquiesce: ["/bin/true"]
-                    timeoutSeconds: 20
-            """
         try host.agent.enroll()
         try host.agent.start()
+        // Everything is held where the cut would begin.
+        try steps.arm("cut.before")
         let client = try Shell.start(
             [
                 Components.bin + "/stillpoint", "snapshot", "create", "v", "--consistency", "fileSystem", "--lease",
-                "10",
-                "--name", "cut",
+                "10", "--name", "cut",
             ], environment: ["STILLPOINT_RUN_DIR": node.runFolder], outputPath: node.folder.path + "/snapshot.out")
-        #expect(Shell.wait { FileManager.default.fileExists(atPath: mark) }, "\(host.agent.log)")
+        #expect(Shell.wait { steps.isReached("cut.before") || !client.isRunning }, "\(host.agent.log)")
+        #expect(steps.isReached("cut.before"), "\(node.log.suffix(1500))")
         try Shell.check(["ip", "netns", "exec", Self.namespace, "ip", "link", "set", Self.agentLink, "down"])
+        steps.release("cut.before")
         #expect(host.acceptsWrites(withinSeconds: 30), "frozen for longer than its lease:\n\(host.agent.log)")
         #expect(Shell.wait { !client.isRunning })
         try Shell.check(["ip", "netns", "exec", Self.namespace, "ip", "link", "set", Self.agentLink, "up"])

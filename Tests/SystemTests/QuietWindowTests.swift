@@ -3,7 +3,7 @@ import Foundation
 import Testing
 
 /// Promise 4: an application is never left quiesced. Everything here runs on real parts: ext4 on a LUN of our own
-/// target, PostgreSQL on it, and processes that are killed while everything is held.
+/// target, PostgreSQL on it, and a node that is killed at each step. `PostgreSQLKillTests` kills agent and plug-ins.
 @Suite(
     "Quiet window", .serialized,
     .enabled(
@@ -19,10 +19,8 @@ struct QuietWindowTests {
         let host: ProtectedHost
         let postgres: TestPostgres
         var agent: TestAgent { host.agent }
-        var pauseMark: String { agent.folder.path + "/paused" }
 
-        /// With `pausing`, a hook in the machine layer holds everything quiet for some seconds.
-        init(pausing: Bool) throws {
+        init() throws {
             node = try TestNode()
             try node.start()
             host = try ProtectedHost(node: node, agentName: "host-a", volume: "db")
@@ -33,23 +31,6 @@ struct QuietWindowTests {
             try postgres.sql("CREATE TABLE ledger (n int)")
             // Whatever initdb left unwritten is not for the freeze to write.
             try Shell.check(["sync", "-f", host.mountPoint])
-            if pausing {
-                let script = agent.folder.path + "/pause.sh"
-                try "#!/bin/sh\ntouch \(pauseMark)\nexec sleep 6\n".write(
-                    toFile: script, atomically: true, encoding: .utf8)
-                try FileManager.default.setAttributes([.posixPermissions: 0o755], ofItemAtPath: script)
-                agent.configuration = """
-                    pluginConfiguration:
-                      hook:
-                        hooks:
-                          - name: pause
-                            volumes: [db]
-                            level: machine
-                            quiesce: ["\(script)"]
-                            unquiesce: ["/bin/true"]
-                            timeoutSeconds: 20
-                    """
-            }
             try agent.enroll()
             try agent.start()
             try waitForPostgresToBeFound()
@@ -79,10 +60,6 @@ struct QuietWindowTests {
             (try? String(contentsOfFile: node.folder.path + "/snapshot.out", encoding: .utf8)) ?? ""
         }
 
-        func waitUntilHeld() -> Bool {
-            Shell.wait { FileManager.default.fileExists(atPath: pauseMark) }
-        }
-
         func expectEverythingRuns(_ comment: Comment) throws {
             #expect(host.acceptsWrites(withinSeconds: leaseSeconds + marginSeconds), comment)
             _ = try postgres.sql("INSERT INTO ledger VALUES (1)", timeoutSeconds: leaseSeconds + marginSeconds)
@@ -105,8 +82,8 @@ struct QuietWindowTests {
         }
     }
 
-    static func withStage(pausing: Bool = false, _ body: (Stage) throws -> Void) throws {
-        let stage = try Stage(pausing: pausing)
+    static func withStage(_ body: (Stage) throws -> Void) throws {
+        let stage = try Stage()
         defer { stage.tearDown() }
         try body(stage)
     }
@@ -189,46 +166,6 @@ struct QuietWindowTests {
                 $0.heldBeforeCut && $0.releasedAfterCut && $0.stillHeldAtRelease
             }
             #expect(whole.achievedConsistency == .application && proven == true, "\(point): \(whole)")
-        }
-    }
-
-    enum Victim: String, CaseIterable { case agent, node, filesystemPlugin, postgresqlPlugin }
-
-    @Test(
-        "kill -9 of agent, node or plug-in while everything is held ends the hold within the lease",
-        arguments: Victim.allCases)
-    func killedWhileHeld(victim: Victim) throws {
-        try Self.withStage(pausing: true) { stage in
-            let client = try stage.startSnapshot(name: "held")
-            #expect(stage.waitUntilHeld(), "\(stage.snapshotOutput)\n\(stage.agent.log)")
-            switch victim {
-            case .agent: stage.agent.killHard()
-            case .node:
-                stage.node.killHard()
-                // The LUN itself is away until the node is back.
-                try stage.node.start()
-            case .filesystemPlugin: try killPlugin("stillpoint-plugin-filesystem", of: stage.agent)
-            case .postgresqlPlugin: try killPlugin("stillpoint-plugin-postgresql", of: stage.agent)
-            }
-            try stage.expectEverythingRuns("after kill -9 of \(victim.rawValue)")
-            _ = Shell.wait { !client.isRunning }
-            if client.isRunning { client.terminate() }
-            if victim == .agent { try stage.agent.start() }
-            let levels = try stage.node.achievedLevels(volume: "db")
-            #expect(!levels.contains(.application), "a label without a hold: \(stage.snapshotOutput)")
-            #expect(levels.isEmpty, "policy `require` leaves nothing behind")
-            try stage.expectEverythingRuns("after the restart of \(victim.rawValue)")
-            let status = try Shell.check([
-                Components.bin + "/stillpoint-agent", "status", "--run", stage.agent.folder.path + "/run", "-o", "json",
-            ])
-            #expect(try APIJSON.decoder().decode(AgentStatus.self, from: Data(status.utf8)).holds.isEmpty)
-        }
-    }
-
-    private func killPlugin(_ name: String, of agent: TestAgent) throws {
-        let children = try Shell.check(["pgrep", "-P", "\(agent.pid)", "-f", name])
-        for line in children.split(separator: "\n") {
-            if let pid = Int32(line) { kill(pid, SIGKILL) }
         }
     }
 

@@ -131,7 +131,8 @@ final class RevertDriver: Sendable {
             do {
                 let answer = try await effects.agents.discover(
                     agent.name, DiscoverRequest(volumes: references), timeoutSeconds: RevertRun.discoverSeconds)
-                for resource in answer.resources {
+                // Found from the bottom up, and stopped from the top down.
+                for resource in answer.resources.reversed() {
                     steps.append("would stop \(resource.label) on agent \(agent.name), and bring it back after")
                 }
             } catch {
@@ -144,7 +145,8 @@ final class RevertDriver: Sendable {
                 steps.append("\(session.initiator) (\(session.address)) has a session to \(volume.name): \(what)")
             }
         }
-        steps.append("would keep what \(plan.volumes.joined(separator: ", ")) hold now as \(plan.keepName)")
+        let verb = plan.volumes.count == 1 ? "holds" : "hold"
+        steps.append("would keep what \(plan.volumes.joined(separator: ", ")) \(verb) now as \(plan.keepName)")
         steps.append("would revert \(plan.volumes.joined(separator: ", ")) to \(plan.snapshotName)")
         return RevertResult(volumes: plan.volumes, revertedTo: plan.snapshotName, keptSnapshot: nil, steps: steps)
     }

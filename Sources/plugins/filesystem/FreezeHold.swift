@@ -157,6 +157,7 @@ final class FreezeHold: PluginHold {
         let isProven = member.target.isReadOnly || (member.canary?.isWatching ?? false)
         let code = clinux_thaw(member.target.descriptor)
         let quiet = MonotonicInstant.now.seconds(since: member.frozenAt)
+        PausePoint.reachBlocking("plugin.filesystem.thaw.after")
         try? journal.append(member.target.record(code == 0 || code == EINVAL ? .thawed : .frozen))
         if code == 0 || code == EINVAL { member.canary?.reap() }
         let failure: String? =

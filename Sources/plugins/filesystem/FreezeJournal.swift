@@ -35,13 +35,8 @@ enum FreezeJournal {
             // Kept when something could not be thawed: the next recovery tries again.
             if result.failures.count == failures { journal.remove() }
         }
-        for held in HoldJournal<FreezeRecord>.heldByDying(
+        result.failures += HoldJournal<FreezeRecord>.unrecoverable(
             stateDirectory: stateDirectory, plugin: FilesystemPlugin.name)
-        {
-            result.failures.append(
-                "Process \(held.process) of hold \(held.holdID) was ended inside a freeze that the kernel has "
-                    + "not given back; what it froze can be thawed only after it")
-        }
         return result
     }
 

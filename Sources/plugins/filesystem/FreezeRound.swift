@@ -118,7 +118,9 @@ final class FreezeRound: Sendable {
             FreezesUnderWay.count.withLock { $0 += 1 }
             OwnThread.start { [self] in
                 defer { FreezesUnderWay.count.withLock { $0 -= 1 } }
+                PausePoint.reachBlocking("plugin.filesystem.freeze.before")
                 let code = clinux_freeze(target.descriptor)
+                PausePoint.reachBlocking("plugin.filesystem.freeze.after")
                 let isGivenUp = state.withLock { state in
                     if !(state.isGivenUp && code == 0) {
                         state.progress[index] = code == 0 ? .frozen(.now) : .failed(code)

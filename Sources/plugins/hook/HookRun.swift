@@ -84,6 +84,8 @@ enum HookRecovery {
             // Kept otherwise: the next recovery runs what failed once more.
             if isComplete { journal.remove() }
         }
+        result.failures += HoldJournal<HookRecord>.unrecoverable(
+            stateDirectory: stateDirectory, plugin: HookPlugin.name)
         return result
     }
 }

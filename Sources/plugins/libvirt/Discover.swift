@@ -59,6 +59,8 @@ struct Discover {
     /// All guests of one hypervisor; from its files where it does not answer.
     static func ask(_ uri: String, _ configuration: LibvirtConfiguration) -> Answer {
         var answer = Answer()
+        // Asked first: that libvirt is not there would be found out only after all tries.
+        if configuration.isDefault, LocalDaemon().isUnused, fromFiles(uri, configuration).isEmpty { return answer }
         do {
             let hypervisor = try Hypervisor.open(uri, configuration)
             answer.hypervisor = hypervisor

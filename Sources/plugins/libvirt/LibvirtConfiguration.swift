@@ -53,6 +53,8 @@ struct LibvirtConfiguration: Decodable, Sendable {
 
     var connections: [String] { uris ?? [Self.defaultURI] }
     var tries: Int { retryCount ?? 3 }
+    /// Nobody said where guests are to be looked for.
+    var isDefault: Bool { uris == nil && guests == nil && configDirectory == nil }
     var pauseSeconds: Double { retrySeconds ?? 0.5 }
 
     static func read(_ value: JSONValue?) throws(PluginFailure) -> LibvirtConfiguration {

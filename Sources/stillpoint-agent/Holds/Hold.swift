@@ -92,6 +92,12 @@ actor Hold {
         return logger
     }
 
+    /// A point of every plug-in, and of this one only.
+    private nonisolated func reach(_ point: String) async {
+        await PausePoint.reach(point)
+        await PausePoint.reach("\(point).\(plugin.name)")
+    }
+
     private var remainingSeconds: Double { max(0, ContinuousClock.now.seconds(until: deadline)) }
 
     // MARK: What the table asks
@@ -175,7 +181,7 @@ actor Hold {
                 hint: "Check the free space in \(surroundings.journal.directory) on the agent's host")
         }
         do {
-            await PausePoint.reach("agent.hold.before")
+            await reach("agent.hold.before")
             let result = try await askToQuiesce()
             let missing = Set(request.resources.map(\.id)).subtracting(result.members.map(\.resource))
             guard missing.isEmpty else {
@@ -185,7 +191,7 @@ actor Hold {
             if let abortedBecause { throw PluginFailure(.cancelled, abortedBecause.explanation ?? "it was released") }
             guard ContinuousClock.now < deadline else { throw PluginFailure(.leaseEnded, "the lease ended meanwhile") }
             phase = .held(since: .now)
-            await PausePoint.reach("agent.hold.after")
+            await reach("agent.hold.after")
             logger.info("held", metadata: ["resources": "\(request.resources.map(\.id))"])
             return HoldResponse(
                 holdID: request.holdID,
@@ -299,9 +305,9 @@ actor Hold {
         var members: [ReleasedMember]
         var failures: [String] = []
         do {
-            await PausePoint.reach("agent.release.before")
+            await reach("agent.release.before")
             members = try await askToUnquiesce(doubt: doubt, overdue: cause == .leaseEnded)
-            await PausePoint.reach("agent.release.after")
+            await reach("agent.release.after")
             await session?.end(graceSeconds: surroundings.limits.graceSeconds)
         } catch {
             let released: [PluginFailure.Code] = [.holdReleased, .holdLost, .leaseEnded]

@@ -98,13 +98,13 @@ enum AgentReport {
         text.add("Certificate", "SHA-256 \(agent.certificateFingerprint)")
         text.add("Valid until", agent.certificateExpiresAt.map(Show.time))
         text.add(
-            "Plug-ins", lines: agent.plugins.map { "\($0.name) \($0.version) (\($0.layer.rawValue))" })
+            "Plug-ins", lines: agent.plugins.map { "\($0.name) \($0.version) (\(SnapshotReport.layer($0.layer)))" })
         guard let resources = agent.resources else { return text.rendered() }
         if resources.isEmpty { return text.rendered() + "\n\nNothing on our volumes was found on this host" }
         let table = Table(
             [.left("PROTECTS"), .left("LAYER"), .left("PLUG-IN"), .left("VOLUMES"), .left("ID")],
             rows: resources.map {
-                [$0.label, $0.layer.rawValue, $0.plugin, Show.list($0.volumes), $0.id]
+                [$0.label, SnapshotReport.layer($0.layer), $0.plugin, Show.list($0.volumes), $0.id]
             })
         return text.rendered() + "\n\n" + table.rendered()
     }

@@ -144,7 +144,7 @@ enum SnapshotReport {
         return missing.isEmpty ? "held across the cut" : "none: \(Show.list(missing))"
     }
 
-    private static func layer(_ layer: ProtectionLayer) -> String {
+    static func layer(_ layer: ProtectionLayer) -> String {
         switch layer {
         case .fileSystem: "file-system"
         case .hostFileSystem: "host file-system"

@@ -1,4 +1,5 @@
 import Foundation
+import Glibc
 import PluginKit
 import Testing
 
@@ -109,6 +110,32 @@ struct DiscoverTests {
         let found = try await discover([guest(iscsi("iqn.2026-01.example:a/0", "vda"))], more: ["guests": guests])
         #expect(found.resources.isEmpty)
         #expect(found.warnings?.contains { $0.contains("there is no guest gone") } == true)
+    }
+
+    @Test("a host whose libvirt is not there or not used is told from one whose libvirt does not answer")
+    func unusedDaemon() throws {
+        let folder = "/tmp/sp-libvirt-\(UUID().uuidString.prefix(8))"
+        try FileManager.default.createDirectory(atPath: folder + "/qemu", withIntermediateDirectories: true)
+        defer { try? FileManager.default.removeItem(atPath: folder) }
+        let daemon = LocalDaemon(sockets: [folder + "/none", folder + "/sock"], runningGuests: folder + "/qemu")
+        #expect(daemon.isUnused)
+        let listener = Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: Array("\(folder)/sock".utf8)) }
+        let isBound = withUnsafePointer(to: &address) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                bind(listener, $0, socklen_t(MemoryLayout<sockaddr_un>.size)) == 0
+            }
+        }
+        #expect(isBound && listen(listener, 1) == 0)
+        #expect(!daemon.isUnused)
+        close(listener)
+        #expect(daemon.isUnused, "a daemon that was killed leaves its socket")
+        try "".write(toFile: folder + "/qemu/g1.xml", atomically: true, encoding: .utf8)
+        #expect(!daemon.isUnused, "and its guests")
+        #expect(try LibvirtConfiguration.read(nil).isDefault)
+        #expect(try !LibvirtConfiguration.read(.object(["uris": .array([.string("qemu:///system")])])).isDefault)
     }
 
     @Test(

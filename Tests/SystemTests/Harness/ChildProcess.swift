@@ -62,7 +62,8 @@ final class ChildProcess {
 
     func terminate() { if isRunning { kill(processIdentifier, SIGTERM) } }
 
-    func interrupt() { if isRunning { kill(processIdentifier, SIGINT) } }
+    /// Ctrl-C, as a terminal does it: everything in its group hears of it.
+    func interruptGroup() { kill(-processIdentifier, SIGINT) }
 
     func killHard() {
         guard isRunning else { return }
