@@ -69,6 +69,10 @@ struct AgentConfiguration: Sendable, Equatable {
         let tree: Any?
         do {
             tree = try Yams.load(yaml: text)
+        } catch YamlError.scanner(_, let problem, let mark, _), YamlError.parser(_, let problem, let mark, _),
+            YamlError.composer(_, let problem, let mark, _)
+        {
+            throw ConfigurationError("line \(mark.line) is not YAML: \(problem)")
         } catch {
             throw ConfigurationError("it is not YAML: \(error)")
         }

@@ -324,8 +324,8 @@ struct LocalAttachment: Sendable {
                 await host.sleep(seconds: Self.pollSeconds)
                 target = try await node.target(record.iqn)
             }
-        } catch let error as APIFailure where error.status == 404 {
-            // The volume is gone, or the rule was taken away by hand.
+        } catch let error as APIFailure where error.status == 404 || error.status == 400 {
+            // The volume is gone, the rule was taken away by hand, or there can be none for such a name.
         } catch let error as NodeUnreachable {
             throw APIFailure(
                 status: 503, code: "unreachable",
