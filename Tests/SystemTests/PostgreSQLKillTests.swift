@@ -52,7 +52,8 @@ struct PostgreSQLKillTests {
         Step(name: "agent.hold.before.filesystem", victims: [.postgresql, .agent], isUnproven: true),
         Step(name: "plugin.filesystem.quiesce.before", victims: [.filesystem, .agent], isUnproven: true),
         Step(
-            name: "plugin.filesystem.freeze.before", victims: [.filesystem, .agent, .agentAndPlugins], isUnproven: true),
+            name: "plugin.filesystem.freeze.before", victims: [.filesystem, .agent, .agentAndPlugins],
+            isUnproven: true),
         Step(
             name: "plugin.filesystem.freeze.after", victims: [.filesystem, .postgresql, .agent, .agentAndPlugins],
             isUnproven: true),
