@@ -7,7 +7,7 @@ import Testing
     "Guests: memory", .serialized,
     .enabled(if: KVMComponents.areThere && Components.hasAttachment, "\(KVMComponents.skipReason)"))
 struct KVMMemoryTests {
-    private static let leaseSeconds = 8
+    private static let leaseSeconds = 12
     private static let step = "memory.writing"
 
     @Test(
