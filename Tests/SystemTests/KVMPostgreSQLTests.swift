@@ -72,7 +72,9 @@ struct KVMPostgreSQLTests {
         let arguments = ["snapshot", "create", "pg", "--name", name, "--lease", "30"] + options
         var result = try world.node.cli(arguments, timeoutSeconds: 120)
         // An agent under load on an emulated processor may take too long to say what it sees: rightly refused.
-        for _ in 0..<3 where result.status != 0 && result.errors.contains("does not answer") {
+        for _ in 0..<6 where result.status != 0 && result.errors.contains("does not answer") {
+            // What it was asked before is still being looked at.
+            sleep(10)
             result = try world.node.cli(arguments, timeoutSeconds: 120)
         }
         guard result.status == 0 else {
@@ -117,9 +119,9 @@ struct KVMPostgreSQLTests {
     private static func startLoad(_ guest: Guest) throws {
         try guest.background(
             "n=1; while :; do echo \"INSERT INTO numbers VALUES ($n);\"; n=$((n+1)); "
-                + "usleep 50000; done | \(query)")
+                + "usleep 100000; done | \(query)")
         try guest.background(
-            "exec pgbench -h /run/pg -U postgres -n -c 2 -R 10 -T 3000 postgres > /run/pgbench 2>&1")
+            "exec pgbench -h /run/pg -U postgres -n -c 2 -R 5 -T 3000 postgres > /run/pgbench 2>&1")
         let isLoaded = try Shell.wait(upToSeconds: 180) {
             try guest.shell("sleep 2")
             return try newest(guest) > 10 && balance(guest).contains("t")
