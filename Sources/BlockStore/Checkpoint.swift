@@ -39,6 +39,7 @@ final class Checkpoint {
     private var boundary = PendingRecords(lastRecord: 0)
     private var next: Superblock
     private var regionPointers: [Int: NodePointer] = [:]
+    private var hasLostInterior = false
 
     init(core: PoolCore) {
         self.core = core
@@ -150,7 +151,7 @@ final class Checkpoint {
             var (root, detached) = try merge.run(onto: below.flatMap { merged[$0.number] } ?? base)
             if !detached.isNull {
                 root.detached.append(frozen.spareNumber)
-                detach(detached, from: frozen)
+                if !core.hasBug(.detachedForgotten) { detach(detached, from: frozen) }
             }
             merged[layer.number] = root
         }
@@ -167,7 +168,8 @@ final class Checkpoint {
         let (volume, sizeBytes) = core.monitor.withLock { (layer.owner.volume, layer.owner.sizeBytes) }
         image.datasets.append(
             DatasetImage(
-                number: frozen.spareNumber, volume: volume, parent: frozen.parent, role: .doomed, epoch: layer.epoch,
+                number: frozen.spareNumber, volume: volume,
+                parent: core.hasBug(.detachedOwnsAll) ? 0 : frozen.parent, role: .doomed, epoch: layer.epoch,
                 sizeBytes: sizeBytes, cursor: 0, root: MapRoot(pointer: root, mappedBlocks: MapRoot.uncounted)))
         detachedDatasets.append(frozen.spareNumber)
     }
@@ -205,7 +207,7 @@ final class Checkpoint {
             budget = try step.run(candidate.root.pointer, successor: successor)
             detachedCounts[number] = DetachedCount(blocks: step.mappedBlocks, isFinished: step.isFinished)
             guard step.isFinished else {
-                cursors[number] = step.cursor
+                cursors[number] = step.cursor + (core.hasBug(.cursorTooFar) ? Format.leafEntries : 0)
                 break
             }
             for child in children { parents[child.number] = candidate.parent }
@@ -305,6 +307,13 @@ final class Checkpoint {
         if topLevel > core.superblock.allocationLevel {
             for level in 0...topLevel { pages.insert(BitmapPlace(level: level, index: 0)) }
         }
+        if hasLostInterior {
+            for region in stride(from: 0, to: core.space.regions.count, by: Int(Format.fanOut)) {
+                for level in 1...max(1, topLevel) {
+                    pages.insert(BitmapPlace(level: level, index: region >> (7 * level)))
+                }
+            }
+        }
         for region in core.space.dirtyRegions {
             for level in 0...topLevel { pages.insert(BitmapPlace(level: level, index: region >> (7 * level))) }
         }
@@ -322,11 +331,16 @@ final class Checkpoint {
     }
 
     private func oldBitmapPointer(_ place: BitmapPlace) throws(PoolError) -> NodePointer {
+        if place.level == 0 { return core.monitor.withLock { core.space.regions[place.index].pointer } }
         var level = core.superblock.allocationLevel
         guard place.level <= level, place.index >> (7 * (level - place.level)) == 0 else { return .null }
         var pointer = core.superblock.allocationRoot
         while level > place.level, !pointer.isNull {
-            let page = try writer.load(pointer)
+            // What cannot be read is set aside, and all pages above the bitmaps are written anew from memory.
+            guard let page = try writer.loadBitmapParent(pointer) else {
+                hasLostInterior = true
+                return .null
+            }
             level -= 1
             pointer = page[child: (place.index >> (7 * (level - place.level))) & 127]
         }
@@ -340,15 +354,26 @@ final class Checkpoint {
         if place.level == 0 {
             // Read ahead, so that nobody waits for the disk with the lock held.
             let old = core.monitor.withLock { core.space.regions[place.index].pointer }
-            if !old.isNull { _ = try writer.load(old) }
+            if !old.isNull { _ = try? writer.load(old) }
             return try core.monitor.withLock { () throws(PoolError) in
                 let page = try core.space.durablePage(ofRegion: place.index)
                 let region = core.space.regions[place.index]
                 return (page, UInt64(region.durableCount) | UInt64(region.kind.rawValue) << 56)
             }
         }
+        if place.level == 1 {
+            // Memory knows them all.
+            let page = Page()
+            let first = place.index << 7
+            core.monitor.withLock {
+                for region in first..<max(first, min(first + Int(Format.fanOut), core.space.regions.count)) {
+                    page[child: region - first] = regionPointers[region] ?? core.space.regions[region].pointer
+                }
+            }
+            return (page, 0)
+        }
         let old = try oldBitmapPointer(place)
-        let page = old.isNull ? Page() : Page(copying: try writer.load(old))
+        let page = old.isNull || hasLostInterior ? Page() : Page(copying: try writer.load(old))
         for index in 0..<Int(Format.fanOut) {
             let child = BitmapPlace(level: place.level - 1, index: place.index << 7 | index)
             if let pointer = written[child] { page[child: index] = pointer }
@@ -360,8 +385,12 @@ final class Checkpoint {
 
     private func writeSuperblock() throws(PoolError) {
         next.generation += 1
-        if writer.hasLosses { next.incompatibleFeatures |= Format.featureLosses }
-        next.journalStart = boundary.end!
+        core.noteLostBitmaps()
+        if writer.hasLosses || core.monitor.withLock({ core.space.hasLosses }) {
+            next.incompatibleFeatures |= Format.featureLosses
+        }
+        next.journalStart =
+            core.hasBug(.boundaryTooLate) ? core.monitor.withLock { core.journalEnd } : boundary.end!
         try core.write(next)
     }
 

@@ -137,6 +137,11 @@ extension PoolCore {
         }
     }
 
+    /// Pages of the allocation map that were met and could not be read. Takes the lock.
+    func noteLostBitmaps() {
+        for pointer in monitor.withLock({ space.takeNewlyLost() }) { noteLostStreamPage(pointer) }
+    }
+
     /// The snapshot that a dataset is a member of. Called with the lock held.
     func name(ofSnapshot dataset: Dataset) -> String? {
         snapshots.values.first { $0.members.contains { $0.dataset === dataset } }?.name
@@ -149,6 +154,7 @@ extension PoolCore {
 extension Pool {
     /// What is known to be wrong with the pool's content, at most 256 entries, and how many were found in all.
     public func damage() -> (records: [DamageRecord], total: UInt64) {
-        core.monitor.withLock { (core.damage.records, core.damage.total) }
+        core.noteLostBitmaps()
+        return core.monitor.withLock { (core.damage.records, core.damage.total) }
     }
 }

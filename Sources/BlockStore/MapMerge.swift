@@ -136,7 +136,9 @@ struct MapMerge {
         let isLost = old == nil && !pointer.isNull
         // Where everything goes there is nothing to be lost.
         if isLost, hasHole, isCovered(range) { return try merge(.null, level: level, start: start) }
-        let page = old.map { Page(copying: $0) } ?? (isLost ? lostPage(pointer, level: level, range) : Page())
+        let page =
+            old.map { Page(copying: $0) }
+            ?? (isLost && !writer.hasBug(.lostPageIsEmpty) ? lostPage(pointer, level: level, range) : Page())
         if level == 0 { return Merged(page: try mergeLeaf(page, replacing: pointer, isLost: isLost, range)) }
         var hasChanged = false
         var detached: Page?

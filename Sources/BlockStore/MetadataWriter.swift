@@ -24,6 +24,8 @@ final class MetadataWriter {
 
     init(core: PoolCore) { self.core = core }
 
+    func hasBug(_ bug: PlantedBug) -> Bool { core.hasBug(bug) }
+
     /// So many blocks a checkpoint frees before what is unmapped by whole leaves is left to reclaim.
     var inlineFrees: Int { core.options.inlineFrees }
 
@@ -33,10 +35,16 @@ final class MetadataWriter {
     }
 
     func allocate() throws(PoolError) -> UInt64 {
+        if let block = try takeBlock() { return block }
+        // A page of the allocation map was lost, and the reserve with it.
+        try core.extendMetadataReserve()
+        if let block = try takeBlock() { return block }
+        throw .damaged("a checkpoint found no room for its map pages; the reserve was too small")
+    }
+
+    private func takeBlock() throws(PoolError) -> UInt64? {
         try core.monitor.withLock { () throws(PoolError) in
-            guard let block = try core.space.allocateMetadata() else {
-                throw .damaged("a checkpoint found no room for its map pages; the reserve was too small")
-            }
+            guard let block = try core.space.allocateMetadata() else { return nil }
             try core.space.markDurable(block)
             return block
         }
@@ -89,6 +97,21 @@ final class MetadataWriter {
         }
         hasLosses = true
         core.noteLostPage(pointer, level: level, start: start, dataset: dataset)
+        return nil
+    }
+
+    /// A page above the bitmaps, or nil where it cannot be read.
+    func loadBitmapParent(_ pointer: NodePointer) throws(PoolError) -> Page? {
+        if let page = buffered[pointer.block] { return page }
+        switch core.tryLoading(pointer) {
+        case .success(let page): return page
+        case .failure(.io(let operation, let errno)):
+            unreadPages += 1
+            if unreadPages > Self.unreadLimit { throw .io(operation: operation, errno: errno) }
+        case .failure: break
+        }
+        hasLosses = true
+        core.noteLostStreamPage(pointer)
         return nil
     }
 

@@ -19,6 +19,8 @@ final class Monitor: @unchecked Sendable {
     }
 
     func lock() { pthread_mutex_lock(mutex) }
+    /// False where somebody holds it, be it the caller.
+    func tryLock() -> Bool { pthread_mutex_trylock(mutex) == 0 }
     func unlock() { pthread_mutex_unlock(mutex) }
     func wait() { pthread_cond_wait(condition, mutex) }
     /// Waits at most `seconds`; false when they passed.

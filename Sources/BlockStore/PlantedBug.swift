@@ -55,6 +55,26 @@ enum PlantedBug: String, CaseIterable, Sendable {
     case positionAhead
     /// A received member's digest is not compared.
     case digestNotCompared
+    /// A checkpoint claims what entered the journal while it was written.
+    case boundaryTooLate
+    /// Data whose writing out was begun early counts as synced.
+    case writebackTakenForSync
+    /// A run is handed out as long as it is wanted, whatever lies behind its first block.
+    case runNotLookedAt
+    /// A bitmap that leaves the memory forgets which blocks are taken beyond its page.
+    case takenForgotten
+    /// What a hole takes away whole is detached and nobody reclaims it.
+    case detachedForgotten
+    /// What was detached is reclaimed as if nothing were below it.
+    case detachedOwnsAll
+    /// A step of reclaim stores a cursor beyond what it did.
+    case cursorTooFar
+    /// The volatile log goes on in the same file when a commit begins.
+    case logNotTurned
+    /// A checkpoint takes a map page that it cannot read for an empty one.
+    case lostPageIsEmpty
+    /// Reclaim takes a successor's page that it cannot read for an empty one.
+    case lostSuccessorIsEmpty
 }
 
 extension PoolCore {

@@ -46,6 +46,26 @@ public enum PoolChecker {
         return report
     }
 
+    /// Frees what is in use and nothing reaches, and rebuilds what the allocation map lost, from the maps themselves.
+    /// Nobody may have the pool open. Returns the number of blocks that came free; nil where a page of a map cannot be
+    /// read, so that nobody knows what it leads to: then nothing changes.
+    public static func repair(
+        path: String, memoryBytes: UInt64 = defaultMemoryBytes
+    ) throws(PoolError) -> UInt64? {
+        let pool = try Pool.open(path: path)
+        let freed = try repair(pool, memoryBytes: memoryBytes)
+        try pool.close()
+        return freed
+    }
+
+    /// The same for an open pool that nobody uses at the moment.
+    static func repair(_ pool: Pool, memoryBytes: UInt64 = defaultMemoryBytes) throws(PoolError) -> UInt64? {
+        let core = pool.core
+        // What was freed a moment ago must have left its lists, and nothing may be half way into the maps.
+        try core.maintain()
+        return try core.rebuildSpace(memoryBytes: memoryBytes)
+    }
+
     /// Checks an open pool that nobody uses at the moment.
     public static func check(
         _ pool: Pool, verifiesData: Bool = true, memoryBytes: UInt64 = defaultMemoryBytes

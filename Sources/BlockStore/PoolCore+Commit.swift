@@ -100,7 +100,7 @@ extension PoolCore {
         isCommitting = true
         seal()
         // Not in `seal()`: a checkpoint seals too, and its batches are not on their way to the journal yet.
-        volatileLog?.turn()
+        volatileLog?.turn(staysInFile: hasBug(.logNotTurned))
         retiring = retired
         retired = Retired()
         let batches = sealed
@@ -108,7 +108,7 @@ extension PoolCore {
         sealedBytes = 0
         let mustSyncData = hasUnsyncedData && !hasBug(.dataNotSynced)
         hasUnsyncedData = false
-        unsynced = UnsyncedSpans()
+        unsynced = UnsyncedSpans(dueBlocks: unsynced.dueBlocks)
         var end = journalEnd
         monitor.unlock()
         var failed: PoolError?

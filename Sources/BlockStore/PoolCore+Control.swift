@@ -196,12 +196,8 @@ extension PoolCore {
                 if isIdle, hasUnmappedSinceCheckpoint || !punchable.isEmpty { isCheckpointRequested = true }
                 continue
             }
-            let spans = unsynced.isDue ? unsynced.take() : []
             monitor.unlock()
-            for span in spans {
-                let lengthBytes = UInt64(span.count) * UInt64(Format.blockBytes)
-                file.startWriteback(at: span.lowerBound * UInt64(Format.blockBytes), lengthBytes: lengthBytes)
-            }
+            writeBackEarly()
             // A failure has been noted in the pool's state.
             if mustCheckpoint {
                 try? maintain()
@@ -211,6 +207,18 @@ extension PoolCore {
             monitor.lock()
         }
         monitor.unlock()
+    }
+
+    /// Has the disk begin with what was written, so that the next sync finds less to do.
+    func writeBackEarly() {
+        let spans = monitor.withLock {
+            if unsynced.isDue, hasBug(.writebackTakenForSync) { hasUnsyncedData = false }
+            return unsynced.isDue ? unsynced.take() : []
+        }
+        for span in spans {
+            let lengthBytes = UInt64(span.count) * UInt64(Format.blockBytes)
+            file.startWriteback(at: span.lowerBound * UInt64(Format.blockBytes), lengthBytes: lengthBytes)
+        }
     }
 
     func close() throws(PoolError) {
@@ -266,6 +274,8 @@ extension PoolCore {
         for dataset in datasets.values {
             dataset.leaveTables()
             dataset.setParent(nil)
+            // They refer back to it.
+            dataset.layers = []
         }
         volumes = [:]
         volumeNumbers = [:]

@@ -43,19 +43,33 @@ extension PoolCore {
                 let reserveBytes = monitor.withLock { space.metadataFree } * UInt64(Format.blockBytes)
                 if room < 16 * (reserveBytes + regionBytes) { return }
             }
-            do {
-                try file.allocate(at: UInt64(region) * regionBytes, lengthBytes: regionBytes)
-            } catch {
-                guard error.errno == 28 || error.errno == 122 else {
-                    throw .io(operation: "reserving room for map pages", errno: error.errno)
-                }
-                return
-            }
-            try monitor.withLock { () throws(PoolError) in
-                // A writer may have taken the region meanwhile.
-                if region == space.emptyRegion() { space.dedicateToMetadata(region: region) }
-            }
+            guard try dedicateToMetadata(region) else { return }
         }
+    }
+
+    /// False where there is no storage for it.
+    private func dedicateToMetadata(_ region: Int) throws(PoolError) -> Bool {
+        let regionBytes = space.regionBlocks * UInt64(Format.blockBytes)
+        do {
+            try file.allocate(at: UInt64(region) * regionBytes, lengthBytes: regionBytes)
+        } catch {
+            guard error.errno == 28 || error.errno == 122 else {
+                throw .io(operation: "reserving room for map pages", errno: error.errno)
+            }
+            return false
+        }
+        monitor.withLock {
+            // A writer may have taken the region meanwhile.
+            if region == space.emptyRegion() { space.dedicateToMetadata(region: region) }
+        }
+        return true
+    }
+
+    /// One more region for map pages, in the middle of a checkpoint whose reserve is gone. Only after a loss: otherwise
+    /// the reserve is what was promised.
+    func extendMetadataReserve() throws(PoolError) {
+        let (region, hasLosses) = monitor.withLock { (space.emptyRegion(), space.hasLosses) }
+        if let region, hasLosses { _ = try dedicateToMetadata(region) }
     }
 
     /// Gives freed data blocks back: whole aligned groups that are free now are punched out of the file.

@@ -56,15 +56,16 @@ struct BlockLists {
 
 /// Where data was written that nobody asked the disk for yet: a few spans, since allocation goes along the disk.
 struct UnsyncedSpans {
-    /// 2 MiB.
-    private static let dueBlocks = 512
     private static let mostSpans = 8
     /// 16 MiB: what lies nearer belongs to one span.
     private static let gapBlocks: UInt64 = 4096
+    let dueBlocks: Int
     private var spans: [Range<UInt64>] = []
     private var blocks = 0
 
-    var isDue: Bool { blocks >= Self.dueBlocks }
+    init(dueBlocks: Int) { self.dueBlocks = dueBlocks }
+
+    var isDue: Bool { blocks >= dueBlocks }
 
     mutating func append(_ run: Range<UInt64>) {
         blocks += run.count
@@ -82,7 +83,7 @@ struct UnsyncedSpans {
     }
 
     mutating func take() -> [Range<UInt64>] {
-        defer { self = UnsyncedSpans() }
+        defer { self = UnsyncedSpans(dueBlocks: dueBlocks) }
         return spans
     }
 }
@@ -137,7 +138,7 @@ final class PoolCore: @unchecked Sendable {
     var committedRecord: UInt64 = 0
     var isCommitting = false
     var hasUnsyncedData = false
-    var unsynced = UnsyncedSpans()
+    var unsynced: UnsyncedSpans
     var journalEnd: JournalPoint
     var sealedBytes = 0
     /// Batches with records that are sealed or being written: they come before the one that is being gathered.
@@ -208,15 +209,15 @@ final class PoolCore: @unchecked Sendable {
         let key = superblock.digestKey
         self.cache = cache
         digestKey = key
+        unsynced = UnsyncedSpans(dueBlocks: options.earlyWritebackBlocks)
         epoch = superblock.epoch
         nextDataset = superblock.nextDataset
         nextVolume = superblock.nextVolume
         journalEnd = superblock.journalStart
         space = SpaceMap(
-            totalBlocks: superblock.totalBlocks, regionBlocks: superblock.regionBlocks,
-            reusesBlocksFirst: options.reusesBlocksFirst, limitBytes: options.spaceMapBytes
+            totalBlocks: superblock.totalBlocks, regionBlocks: superblock.regionBlocks, options: options
         ) { pointer throws(PoolError) in
-            try PoolCore.loadPage(pointer, file: file, cache: cache, key: key)
+            try PoolCore.loadBitmap(pointer, file: file, cache: cache, key: key)
         }
     }
 
@@ -243,6 +244,27 @@ final class PoolCore: @unchecked Sendable {
         }
         cache.insert(page, at: pointer.block)
         return page
+    }
+
+    /// A page of the allocation map; an I/O error only where the disk answers nothing else either.
+    static func loadBitmap(
+        _ pointer: NodePointer, file: any StorageFile, cache: PageCache, key: (UInt64, UInt64)
+    ) throws(PoolError) -> Page {
+        // Again past the system's cache, before it is believed.
+        for attempt in 0..<2 {
+            if let page = try? loadPage(pointer, file: file, cache: cache, key: key, uncached: attempt > 0) {
+                return page
+            }
+        }
+        do throws(PoolError) {
+            return try loadPage(pointer, file: file, cache: cache, key: key, uncached: true)
+        } catch {
+            let canRead = (0..<Format.superblockCopies).contains {
+                (try? readBlock(file, at: place(ofCopy: $0), uncached: true)) != nil
+            }
+            if case .io = error, canRead { throw .damaged("block \(pointer.block) cannot be read") }
+            throw error
+        }
     }
 
     func loadPage(_ pointer: NodePointer, uncached: Bool = false) throws(PoolError) -> Page {

@@ -16,9 +16,13 @@ struct PoolWalk: ~Copyable {
     private var report: PoolCheckReport
     /// Something of a map cannot be read, so that not all that is in use can be known.
     private var hasLoss = false
+    /// A page cannot be read, so that what it leads to is not known: nothing that seems to have no owner may be freed.
+    private(set) var isBlind = false
     /// A map page was lost at some time.
     private var hasLosses: Bool { core.superblock.incompatibleFeatures & Format.featureLosses != 0 }
     private var lost: Range<UInt64>?
+    /// Regions whose bitmap cannot be read; of pages above those the first one below.
+    private var wrongBitmaps: [Int] = []
 
     init(core: PoolCore, verifiesData: Bool, blocks: Range<UInt64>, report: PoolCheckReport) {
         self.core = core
@@ -31,6 +35,16 @@ struct PoolWalk: ~Copyable {
     mutating func run() -> PoolCheckReport {
         report.volumes = core.volumes.count
         report.snapshots = core.snapshots.count
+        claimAll()
+        checkDurable()
+        checkOverlay()
+        checkSpace()
+        if verifiesData { verifyData() }
+        return report
+    }
+
+    /// Everything that the checkpoint reaches.
+    private mutating func claimAll() {
         let reserved = Format.journalBlock + core.superblock.journalBytes / UInt64(Format.blockBytes)
         for block in 0..<reserved { claim(block, Owner(kind: .reserved)) }
         // Deleted datasets last: the parts of them that are reclaimed already may be owned by others.
@@ -40,12 +54,28 @@ struct PoolWalk: ~Copyable {
         }
         checkSums()
         checkStreams()
-        checkBitmapPages(core.superblock.allocationRoot, level: core.superblock.allocationLevel)
-        checkDurable()
-        checkOverlay()
-        checkSpace()
-        if verifiesData { verifyData() }
-        return report
+        checkBitmapPages(core.superblock.allocationRoot, level: core.superblock.allocationLevel, index: 0)
+    }
+
+    /// Frees what nothing reaches in this stretch. Returns the number of blocks.
+    mutating func rebuild() throws(PoolError) -> UInt64 {
+        claimAll()
+        guard !isBlind else { return 0 }
+        var freed = 0
+        for region in wrongBitmaps where region < core.space.regions.count { core.space.rewrite(region: region) }
+        for region in regions {
+            var kind: SpaceMap.Kind?
+            let first = UInt64(region) * core.space.regionBlocks
+            for block in first..<(first + core.space.regionBlocks) {
+                switch owners[block].kind {
+                case .none: continue
+                case .data: kind = kind ?? .data
+                case .map, .stream, .bitmap, .reserved: kind = .metadata
+                }
+            }
+            freed += try core.space.rebuild(region: region, kind: kind) { owners.isOwned($0) }
+        }
+        return UInt64(freed)
     }
 
     private mutating func problem(_ text: String) {
@@ -134,6 +164,7 @@ struct PoolWalk: ~Copyable {
         guard let page = try? core.loadPage(pointer) else {
             problemOnce("map page \(pointer.block) for logical blocks from \(start) is not what was written")
             hasLoss = true
+            isBlind = true
             return 0
         }
         if visited == nil {
@@ -194,28 +225,33 @@ struct PoolWalk: ~Copyable {
                 }
             } catch {
                 problemOnce("\(name): \(error)")
+                isBlind = true
             }
             for block in blocks { claim(block, Owner(kind: .stream)) }
         }
     }
 
-    private mutating func checkBitmapPages(_ pointer: NodePointer, level: Int) {
+    private mutating func checkBitmapPages(_ pointer: NodePointer, level: Int, index: Int) {
         guard !pointer.isNull else { return }
         claim(pointer.block, Owner(kind: .bitmap))
         guard let page = try? core.loadPage(pointer) else {
             problemOnce("page \(pointer.block) of the allocation map is not what was written")
+            wrongBitmaps.append(index << (7 * level))
             return
         }
         guard level > 0 else { return }
-        for index in 0..<Int(Format.fanOut) { checkBitmapPages(page[child: index], level: level - 1) }
+        for child in 0..<Int(Format.fanOut) {
+            checkBitmapPages(page[child: child], level: level - 1, index: index << 7 | child)
+        }
     }
 
     // MARK: Overlay and space
 
     /// What is reached now is what the allocation map must say; layers come on top.
     private mutating func checkDurable() {
-        for region in regions {
+        for region in regions where !core.space.regions[region].isLost {
             guard let bits = try? core.space.bits(ofRegion: region) else { continue }
+            if core.space.regions[region].isLost { continue }
             for bit in 0..<Int(core.space.regionBlocks) {
                 let block = UInt64(region) * core.space.regionBlocks + UInt64(bit)
                 let isDurable = bits.durable[bit / 64] >> UInt64(bit % 64) & 1 != 0
@@ -274,6 +310,8 @@ struct PoolWalk: ~Copyable {
                 problem("the bitmap of region \(region) is not what was written")
                 continue
             }
+            // That its page is wrong has been said; what is free there nobody knows.
+            if core.space.regions[region].isLost { continue }
             checkRegion(region, bits)
         }
         guard isFirst else { return }

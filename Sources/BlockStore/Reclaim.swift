@@ -53,7 +53,7 @@ struct ReclaimStep {
         var other: Page?
         if !successor.isNull, !successor.isLost {
             other = try writer.loadWhole(successor, level: level, start: start, of: dataset)
-            if other == nil { return }
+            if other == nil, !writer.hasBug(.lostSuccessorIsEmpty) { return }
         }
         if level == 0 { return try freeLeaf(page, pointer, other, start) }
         let span = MapSpan.blocks(level - 1)

@@ -125,7 +125,9 @@ public struct PoolOptions: Sendable {
     var reclaimPagesPerPass = 8192
     /// Unmapped leaves that are freed with the checkpoint, in blocks; more are left to reclaim.
     var inlineFrees = 1 << 16
-    /// Hand out the lowest free block first, so that freed ones come back at once: for tests.
+    /// So much data, in blocks, the worker has written out before anybody asks for a sync: 2 MiB.
+    var earlyWritebackBlocks = 512
+    /// Hand out the lowest free block first, or the lowest long run, so that freed ones come back at once: for tests.
     var reusesBlocksFirst = false
     /// In place of the directory: for tests.
     var volatileLogStorage: (any VolatileLogStorage)?

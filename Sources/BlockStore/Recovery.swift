@@ -75,6 +75,12 @@ extension PoolCore {
         // served from now on counts as durable, so it has to be.
         if !options.isReadOnly { try syncFile("syncing what was recovered") }
         try occupyOverlay()
+        // Without the pages above the bitmaps there is nothing that a checkpoint could be written to.
+        if space.hasLostKinds, !options.isReadOnly, try rebuildSpace() == nil {
+            throw .damaged(
+                "neither the allocation map nor all maps of volumes can be read; only a read-only opening is possible")
+        }
+        if !options.isReadOnly { try completeSuperblock() }
         if !options.isReadOnly { try beginVolatileLog(log) }
         isCheckpointRequested = hasReclaimableDataset
         requestPassIfDue()
@@ -151,6 +157,26 @@ extension PoolCore {
         if !hasBug(.superblockNotSynced) { try syncFile("syncing the superblock") }
     }
 
+    /// Where a crash came while a superblock was written, one of its copies may be torn or missing: it is written from
+    /// the whole one, which is not touched.
+    private func completeSuperblock() throws(PoolError) {
+        let bytes = superblock.encoded()
+        var hasWritten = false
+        do {
+            for copy in 0..<Format.superblockCopies where copy % 2 == Int(superblock.generation % 2) {
+                let found = try? Self.readBlock(file, at: Self.place(ofCopy: copy))
+                if found == bytes { continue }
+                try bytes.withRawBytes { raw throws(StorageError) in
+                    try file.write(at: Self.place(ofCopy: copy), from: raw)
+                }
+                hasWritten = true
+            }
+        } catch {
+            throw .io(operation: "completing the superblock", errno: error.errno)
+        }
+        if hasWritten { try syncFile("syncing the completed superblock") }
+    }
+
     // MARK: Checkpoint
 
     private func restoreRegions() throws(PoolError) {
@@ -165,7 +191,13 @@ extension PoolCore {
                 space.restore(region: index, pointer: pointer, kind: kind, count: count)
                 return
             }
-            let page = try loadPage(pointer)
+            guard case .success(let page) = tryLoading(pointer) else {
+                // Of nothing below it even the kind is known.
+                let first = index << (7 * level)
+                let end = min((index + 1) << (7 * level), space.regionLimit)
+                for region in first..<max(first, end) { space.restoreLost(region: region) }
+                return
+            }
             for child in 0..<Int(Format.fanOut) { try visit(page[child: child], level - 1, index << 7 | child) }
         }
         try visit(superblock.allocationRoot, topLevel, 0)

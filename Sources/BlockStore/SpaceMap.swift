@@ -41,6 +41,8 @@ final class SpaceMap {
         var bits: Bits?
         /// How a region without bits in memory differs from its page; nil where it does not.
         var difference: Difference?
+        /// Its page cannot be read: all of its blocks count as used, but those that are known to be free.
+        var isLost = false
         /// Blocks in use when no long run was found; it takes some that come free for another look.
         var busyWhenRunless = Int.max
     }
@@ -76,16 +78,23 @@ final class SpaceMap {
     private var metadataHint = 0
     private let reusesBlocksFirst: Bool
     private let limitBytes: UInt64
+    private let plantedBug: PlantedBug?
     /// Regions with bits in memory, the longest there first.
     private var loaded: [Int] = []
     private let load: (NodePointer) throws(PoolError) -> Page
+    private var newlyLost: [NodePointer] = []
+    /// A page was lost since the pool was opened, or last rebuilt.
+    var hasLosses = false
+    /// Of some regions not even the kind is known.
+    private(set) var hasLostKinds = false
 
     init(
-        totalBlocks: UInt64, regionBlocks: UInt64, reusesBlocksFirst: Bool, limitBytes: UInt64,
+        totalBlocks: UInt64, regionBlocks: UInt64, options: PoolOptions,
         load: @escaping (NodePointer) throws(PoolError) -> Page
     ) {
-        self.reusesBlocksFirst = reusesBlocksFirst
-        self.limitBytes = limitBytes
+        reusesBlocksFirst = options.reusesBlocksFirst
+        limitBytes = options.spaceMapBytes
+        plantedBug = options.plantedBug
         self.regionBlocks = regionBlocks
         regionLimit = Int(totalBlocks / regionBlocks)
         dataFree = totalBlocks / regionBlocks * regionBlocks
@@ -139,6 +148,7 @@ final class SpaceMap {
 
     func setPointer(_ pointer: NodePointer, ofRegion index: Int) {
         regions[index].pointer = pointer
+        regions[index].isLost = false
         regions[index].isDirty = false
         dirtyRegions.remove(index)
         guard let difference = regions[index].difference else { return }
@@ -159,8 +169,9 @@ final class SpaceMap {
     func bits(ofRegion index: Int) throws(PoolError) -> Bits {
         if let bits = regions[index].bits { return bits }
         let words = Int(regionBlocks / 64)
+        guard let saved = try savedPage(ofRegion: index) else { return lose(region: index) }
         let bits = Bits(words: words)
-        let page = try durablePage(ofRegion: index)
+        let page = try applyDifference(ofRegion: index, to: saved)
         for word in 0..<words {
             bits.durable[word] = page.word(word * 8)
             bits.busy[word] = page.word(word * 8)
@@ -179,14 +190,29 @@ final class SpaceMap {
 
     /// A region's bitmap as the checkpoint being built has it.
     func durablePage(ofRegion index: Int) throws(PoolError) -> Page {
-        let region = regions[index]
-        let page = Page()
-        if let bits = region.bits {
-            for word in 0..<bits.words { page.setWord(word * 8, bits.durable[word]) }
-            return page
+        if regions[index].bits == nil, let saved = try savedPage(ofRegion: index) {
+            return try applyDifference(ofRegion: index, to: saved)
         }
-        if !region.pointer.isNull { page.mutableBytes.copyMemory(from: try load(region.pointer).bytes) }
-        guard let difference = region.difference else { return page }
+        let bits = try bits(ofRegion: index)
+        let page = Page()
+        for word in 0..<bits.words { page.setWord(word * 8, bits.durable[word]) }
+        return page
+    }
+
+    /// What the last checkpoint says of a region, in a page of its own; nil when that cannot be read.
+    private func savedPage(ofRegion index: Int) throws(PoolError) -> Page? {
+        if regions[index].pointer.isNull { return regions[index].isLost ? nil : Page() }
+        do throws(PoolError) {
+            return Page(copying: try load(regions[index].pointer))
+        } catch {
+            // Not one place: the whole disk.
+            if case .io = error { throw error }
+            return nil
+        }
+    }
+
+    private func applyDifference(ofRegion index: Int, to page: Page) throws(PoolError) -> Page {
+        guard let difference = regions[index].difference else { return page }
         for bit in difference.cleared { try flip(page, Int(bit), region: index, from: true) }
         for bit in difference.marked { try flip(page, Int(bit), region: index, from: false) }
         return page
@@ -200,6 +226,69 @@ final class SpaceMap {
             throw .damaged("block \(block) was \(before ? "freed" : "put into use") twice")
         }
         page.setWord(bit / 64 * 8, word ^ mask)
+    }
+
+    // MARK: Lost pages
+
+    /// All blocks of a region count as used from now on, so that nothing is overwritten that somebody may refer to.
+    /// What memory knows better stays: blocks that were taken since belong to no checkpoint, and those that were freed
+    /// neither.
+    @discardableResult
+    private func lose(region index: Int) -> Bits {
+        let bits = Bits(words: Int(regionBlocks / 64))
+        for word in 0..<bits.words {
+            bits.busy[word] = ~0
+            bits.durable[word] = ~0
+        }
+        if let difference = regions[index].difference {
+            for bit in difference.cleared + difference.taken { Self.clear(bits.durable, Int(bit)) }
+        }
+        regions[index].difference = nil
+        regions[index].bits = bits
+        regions[index].isLost = true
+        regions[index].durableCount = (0..<bits.words).reduce(0) { $0 + bits.durable[$1].nonzeroBitCount }
+        countBusy(index, by: Int(regionBlocks) - regions[index].busyCount)
+        loaded.append(index)
+        newlyLost.append(regions[index].pointer)
+        hasLosses = true
+        markDirty(index)
+        return bits
+    }
+
+    /// Not even what kind a region has can be read.
+    func restoreLost(region index: Int) {
+        extend(to: index)
+        setKind(.data, of: index)
+        lose(region: index)
+        hasLostKinds = true
+    }
+
+    /// The next checkpoint writes the region's page, and those above it, though nothing changes.
+    func rewrite(region index: Int) { markDirty(index) }
+
+    /// The pages that were lost since the last time.
+    func takeNewlyLost() -> [NodePointer] {
+        defer { newlyLost = [] }
+        return newlyLost
+    }
+
+    /// Frees what nothing reaches, and gives a region whose kind was lost the one of what it holds. Nothing is lost
+    /// afterwards.
+    func rebuild(region index: Int, kind: Kind?, isReached: (UInt64) -> Bool) throws(PoolError) -> Int {
+        let bits = try bits(ofRegion: index)
+        let first = UInt64(index) * regionBlocks
+        var freed = 0
+        for bit in 0..<Int(regionBlocks) where Self.test(bits.durable, bit) && !isReached(first + UInt64(bit)) {
+            Self.clear(bits.durable, bit)
+            Self.clear(bits.busy, bit)
+            freed += 1
+        }
+        regions[index].durableCount -= freed
+        countBusy(index, by: -freed)
+        if regions[index].isLost, let kind { setKind(kind, of: index) }
+        regions[index].isLost = false
+        if freed > 0 { markDirty(index) }
+        return freed
     }
 
     // MARK: Memory
@@ -220,12 +309,20 @@ final class SpaceMap {
         }
     }
 
+    private func hasBug(_ bug: PlantedBug) -> Bool {
+        #if DEBUG
+            return plantedBug == bug
+        #else
+            return false
+        #endif
+    }
+
     private func giveUpBits(ofRegion index: Int) -> Bool {
         let region = regions[index]
         guard let bits = region.bits, !region.isDirty, ![dataRegion, runRegion, metadataRegion].contains(index),
             region.busyCount - region.durableCount <= 1024
         else { return false }
-        if region.busyCount > region.durableCount {
+        if region.busyCount > region.durableCount, !hasBug(.takenForgotten) {
             let difference = Difference()
             for word in 0..<bits.words {
                 var taken = bits.busy[word] & ~bits.durable[word]
@@ -261,8 +358,12 @@ final class SpaceMap {
         guard dataFree > 0 else { return nil }
         if allocationsWithoutRuns > 0 {
             allocationsWithoutRuns -= 1
-        } else if wanted >= Self.longRunBlocks, !reusesBlocksFirst, let run = try allocateLongRun(wanted) {
-            return run
+        } else if wanted >= Self.longRunBlocks {
+            if reusesBlocksFirst {
+                runRegion = 0
+                runHint = 0
+            }
+            if let run = try allocateLongRun(wanted) { return run }
         }
         if reusesBlocksFirst { dataRegion = 0 }
         if let run = try takeRun(wanted, region: dataRegion, kind: .data, hint: &dataHint) { return run }
@@ -364,7 +465,9 @@ final class SpaceMap {
         _ wanted: Int, from first: Int, _ bits: Bits, region: Int, kind: Kind, hint: inout Int
     ) -> Range<UInt64> {
         var count = 1
-        while count < wanted, first + count < Int(regionBlocks), !Self.test(bits.busy, first + count) { count += 1 }
+        while count < wanted, first + count < Int(regionBlocks),
+            !Self.test(bits.busy, first + count) || hasBug(.runNotLookedAt)
+        { count += 1 }
         for bit in first..<(first + count) { Self.set(bits.busy, bit) }
         hint = reusesBlocksFirst ? 0 : first + count
         if regions[region].kind != kind { setKind(kind, of: region) }
@@ -471,6 +574,12 @@ final class SpaceMap {
     func occupy(_ block: UInt64) throws(PoolError) {
         let (region, bit) = try place(block)
         let bits = try bits(ofRegion: region)
+        if regions[region].isLost, Self.test(bits.durable, bit) {
+            // A mapping that no checkpoint has seen: it is taken, and belongs to none.
+            Self.clear(bits.durable, bit)
+            regions[region].durableCount -= 1
+            return
+        }
         guard !Self.test(bits.busy, bit) else { throw .damaged("block \(block) has two owners") }
         Self.set(bits.busy, bit)
         if regions[region].kind == .unused { setKind(.data, of: region) }

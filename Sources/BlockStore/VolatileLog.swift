@@ -55,8 +55,8 @@ final class VolatileLog: @unchecked Sendable {
     }
 
     /// All that was noted is being committed, and what the other file holds is durable: goes on there.
-    func turn() {
-        file = 1 - file
+    func turn(staysInFile: Bool = false) {
+        if !staysInFile { file = 1 - file }
         end = VolatileLogHeader.lengthBytes
         isBroken = false
     }

@@ -18,11 +18,13 @@ struct SimulationTests {
     private func run(_ faults: Simulator.Options.Faults, endsProcesses: Bool = false) {
         var failures = 0
         for seed in seeds where failures < 5 {
+            let simulator = Simulator(seed: seed, options: .init(faults: faults, endsProcesses: endsProcesses))
             do {
-                try Simulator(seed: seed, options: .init(faults: faults, endsProcesses: endsProcesses)).run()
+                try simulator.run()
             } catch {
                 failures += 1
-                Issue.record("\(error) (once more: make simulate SEED=\(seed))")
+                let text = error is Simulator.Failure ? "\(error)" : "\(simulator.fail("\(error)"))"
+                Issue.record("\(text) (once more: make simulate SEED=\(seed))")
             }
         }
     }

@@ -45,7 +45,10 @@ extension Simulator {
         let under = replica.pool.receives().first { $0.snapshot == id }
         var from = bases.isEmpty || generator.chance(10) ? nil : bases[Int(generator.below(UInt64(bases.count)))].id
         if let under { from = under.from }
+        // What a transfer was an increment to is gone here: it can only be given up.
+        if let from, !all.contains(where: { $0.id == from }) { return try replica.pool.abortReceive(id) }
         if from == nil, replica.pool.volumes().count > 5 { return try prune(replica) }
+        var isOffered = true
         // Where the older one has several members with the same history and none of the same volume, it is no base.
         do {
             if let from { _ = try pool.send(id, from: from) }
@@ -53,13 +56,17 @@ extension Simulator {
             return
         } catch {
             // Comes again below, where it is dealt with.
+            isOffered = false
         }
         var options = ReceiveOptions()
         options.positionBytes = 4096 * (1 + generator.below(200))
         let isOwn = all.first { $0.id == from }?.members.contains { $0.volume == members[0] } ?? false
         if !isOwn, members.count == 1, under == nil { options.volumeName = newName("r") }
         if let under, members.count == 1 { options.volumeName = under.volumes[0] }
-        if from != nil, generator.chance(10) { try checkRefusal(of: id, from!, replica) }
+        if from != nil, isOffered, !disk.isDead, generator.chance(10) {
+            setPlan(nil)
+            try checkRefusal(of: id, from!, replica)
+        }
         var outcome: Result<SnapshotRecord, any Error>?
         try attempt(
             "send \(id.description.prefix(4)) from \(from?.description.prefix(4) ?? "nothing")", isDurable: false,

@@ -35,19 +35,28 @@ final class Simulator {
     var pool: Pool?
     var model = PoolModel()
     /// The model after each operation since the last durable one; the first is that one.
-    private var history: [PoolModel] = [PoolModel()]
+    var history: [PoolModel] = [PoolModel()]
     var log: [String] = []
     private var volatileLog: SimulatedLog?
     private let logCapacityBytes: Int
+    var logIsSmall: Bool { volatileLog != nil && logCapacityBytes != .max }
     /// The last state in the history may be of an operation that was not acknowledged.
     private var hasUnanswered = false
     private var boots: UInt64 = 1
     private let isSmall: Bool
     private let syncsOften: Bool
     private let reusesBlocksFirst: Bool
+    private let writesBackEarly: Bool
+    /// Much gathers in the journal between two checkpoints.
+    private let hasLongJournal: Bool
+    /// Other operations come between, where a second thread could.
+    let isInterrupted: Bool
+    var interruption = Interruption()
+    private var plan: (@Sendable (UInt64, SimulatedDisk.Call) -> SimulatedDisk.Fault?)?
     let reclaimPages: Int
     private let keepsLittle: Bool
     private var names = 0
+    private var lastRange: (volume: VolumeID, range: Range<UInt64>)?
     private var tags: UInt64 = 1
     private var writes: UInt64 = 0
     /// Whether the model's blocks are the pool's, and not only their content.
@@ -66,8 +75,12 @@ final class Simulator {
         reusesBlocksFirst = generator.chance(60)
         syncsOften = generator.chance(20)
         keepsLittle = seed % 2 == 0
-        reclaimPages = 1 + Int(generator.below(12))
+        // A step that reaches one leaf looks at five pages.
+        reclaimPages = 5 + Int(generator.below(generator.chance(60) ? 3 : 12))
         disk = SimulatedDisk(seed: generator.next(), capacityBytes: isTight ? 7 << 20 : .max)
+        writesBackEarly = generator.chance(50)
+        isInterrupted = generator.chance(50)
+        hasLongJournal = generator.chance(15)
         logCapacityBytes = generator.chance(30) ? 300 + Int(generator.below(3000)) : .max
         if generator.chance(60) || options.endsProcesses { volatileLog = freshLog() }
     }
@@ -84,11 +97,12 @@ final class Simulator {
         options.maxSizeBytes = isSmall ? 5 << 20 : 24 << 20
         options.journalBytes = 128 << 10
         options.cacheBytes = 64 << 10
-        options.overlayEntries = 400
+        options.overlayEntries = hasLongJournal ? 4000 : 400
         options.hasMaintenanceThread = false
         options.reclaimPagesPerPass = reclaimPages
         options.inlineFrees = reclaimPages % 2 == 0 ? 0 : 64
         options.reusesBlocksFirst = reusesBlocksFirst
+        options.earlyWritebackBlocks = writesBackEarly ? 8 : .max
         options.plantedBug = self.options.plantedBug
         options.volatileLogStorage = volatileLog
         // As little in memory as there can be, in half of the histories.
@@ -101,7 +115,7 @@ final class Simulator {
 
     func run() throws {
         pool = try Pool.create(on: disk, options: poolOptions())
-        for _ in 0..<options.operations {
+        for _ in 0..<(options.endsProcesses ? options.operations * 3 / 4 : options.operations) {
             try step()
             if pool == nil { try recover() }
         }
@@ -144,7 +158,7 @@ final class Simulator {
                 guard disk.isDead else { throw fail("opening failed: \(error)") }
                 log.append("crash during recovery")
             }
-            if !disk.isDead { disk.setPlan(nil) }
+            if !disk.isDead { setPlan(nil) }
         }
         try compare(opened!, mustHaveAll: mustHaveAll)
     }
@@ -269,8 +283,8 @@ final class Simulator {
         return result
     }
 
-    private func checkReads() throws {
-        disk.setPlan(nil)
+    func checkReads() throws {
+        setPlan(nil)
         guard let pool, try readAll(pool) == model else { throw fail("a read gave other data than was written") }
     }
 
@@ -279,23 +293,37 @@ final class Simulator {
     /// Runs one operation on pool and model. The model changes when the operation succeeds, or when power was lost
     /// during it; then either outcome is allowed.
     func attempt(
-        _ name: String, isDurable: Bool, change: (inout PoolModel) -> Void, _ body: (Pool) throws -> Void
+        _ name: String, isDurable: Bool, isInterruptible: Bool = false, change: (inout PoolModel) -> Void,
+        _ body: (Pool) throws -> Void
     )
         throws
     {
         guard let pool else { return }
         log.append(name)
-        var changed = model
-        change(&changed)
+        let first = history.count - 1
+        let durable = interruption.durablePoints
+        beginInterruptions(pool, isInterruptible, changes: !isDurable)
         do {
             try body(pool)
-            model = changed
-            history = isDurable ? [model] : history + [model]
+            try endInterruptions(isInterruptible)
+            guard self.pool != nil else { return }
+            change(&model)
+            // What came between is after it, and what that made durable stays so.
+            if !isDurable || interruption.durablePoints > durable {
+                history.append(model)
+            } else {
+                history = isInterruptible ? history[first...] + [model] : [model]
+            }
+            if isDurable { interruption.durablePoints += 1 }
         } catch let error as Failure {
             throw error
         } catch {
+            try endInterruptions(isInterruptible)
             log.append("  -> \(error)")
             refused += 1
+            guard self.pool != nil else { return }
+            var changed = model
+            change(&changed)
             if disk.isDead {
                 history.append(changed)
                 hasUnanswered = true
@@ -317,14 +345,27 @@ final class Simulator {
         (error as? BlockError) == .noSpace || (error as? PoolError) == .noSpace
     }
 
-    private func plan() {
+    /// What goes wrong, from now on.
+    func setPlan(_ plan: (@Sendable (UInt64, SimulatedDisk.Call) -> SimulatedDisk.Fault?)?) {
+        self.plan = plan
+        disk.setPlan(plan)
+    }
+
+    /// Nothing goes wrong meanwhile.
+    func withoutPlan(_ body: () -> Void) {
+        disk.setPlan(nil)
+        body()
+        disk.setPlan(plan)
+    }
+
+    private func planFault() {
         let base = disk.callCount
         let at = base + 1 + generator.below(40)
         if generator.chance(25) {
-            disk.setPlan { call, _ in call == at ? .powerLoss : nil }
+            setPlan { call, _ in call >= at ? .powerLoss : nil }
         } else if options.faults == .errors, generator.chance(30) {
             let kind = generator.below(3)
-            disk.setPlan { call, kindOfCall in
+            setPlan { call, kindOfCall in
                 guard call >= at else { return nil }
                 switch (kind, kindOfCall) {
                 case (0, .sync): return call < at + 20 ? .fail(errno: 5) : nil
@@ -334,20 +375,32 @@ final class Simulator {
                 }
             }
         } else {
-            disk.setPlan(nil)
+            setPlan(nil)
         }
     }
 
+    /// What follows is a long batch; now and then it is torn.
+    private func planToDieInCommit() {
+        guard !interruption.isRunning, generator.chance(20) else { return }
+        let at = disk.callCount + 1 + generator.below(3)
+        setPlan { call, _ in call >= at ? .powerLoss : nil }
+    }
+
     private func step() throws {
-        if generator.chance(20) { plan() }
-        if generator.chance(2) { return crash("at once") }
+        if generator.chance(20) { planFault() }
+        if writesBackEarly { pool?.core.writeBackEarly() }
+        if generator.chance(options.endsProcesses ? 5 : 2) { return crash("at once") }
         let volumes = model.volumes.keys.sorted { $0.description < $1.description }
         guard let volume = volumes.isEmpty ? nil : volumes[Int(generator.below(UInt64(volumes.count)))] else {
             return try createVolume()
         }
-        switch generator.below(100) {
+        var choice = generator.below(100)
+        // Attributes fill the journal and need no map pages, so that no checkpoint comes for their sake.
+        if hasLongJournal, (42..<93).contains(choice), !model.snapshots.isEmpty, generator.chance(80) { choice = 94 }
+        switch choice {
         case 0..<42: try write(volume)
-        case 42..<50: try unmap(volume)
+        case 42..<48: try unmap(volume)
+        case 48..<50: try readUnderWay(volume)
         case 50..<55: try compareAndWrite(volume)
         case 55..<65: try flush(volume)
         case 65..<74: try snapshot(volumes)
@@ -361,7 +414,7 @@ final class Simulator {
         case 94..<95: try setAttributes()
         case 95..<96: try generator.chance(40) ? checkReads() : measure()
         case 96..<97: try reopen()
-        case 97..<98: try attempt("maintain", isDurable: true, change: { _ in }, { try $0.maintain() })
+        case 97..<98: try checkpoint(volume)
         case 98..<99: try generator.chance(50) ? diff() : send()
         default: try generator.chance(50) ? grow() : scrub()
         }
@@ -370,13 +423,21 @@ final class Simulator {
     private func pickRange(_ volume: VolumeID, aligned: Bool) -> Range<UInt64>? {
         let places = Self.places(sizeBytes: model.volumes[volume]!.sizeBytes)
         guard !places.isEmpty else { return nil }
+        // Often the same blocks again.
+        if aligned, let last = lastRange, last.volume == volume, generator.chance(25),
+            places.contains(where: { $0.lowerBound <= last.range.lowerBound && last.range.upperBound <= $0.upperBound })
+        {
+            return last.range
+        }
         let place = places[Int(generator.below(UInt64(places.count)))]
         let unit: UInt64 = aligned ? 8 : 1
         let total = UInt64(place.count)
         let first = generator.below(total / unit) * unit
         let limit = min(total - first, aligned ? (generator.chance(15) ? 600 : 64) : 24)
         let count = max(unit, generator.below(limit + 1) / unit * unit)
-        return (place.lowerBound + first)..<(place.lowerBound + first + min(count, total - first))
+        let range = (place.lowerBound + first)..<(place.lowerBound + first + min(count, total - first))
+        if aligned { lastRange = (volume, range) }
+        return range
     }
 
     private func nextTag() -> UInt64 {
@@ -384,18 +445,18 @@ final class Simulator {
         return tags << 40
     }
 
-    private func write(_ volume: VolumeID) throws {
+    func write(_ volume: VolumeID, mayBeDurable: Bool = true) throws {
         guard let range = pickRange(volume, aligned: generator.chance(70)) else { return }
         let tag = generator.chance(10) ? 0 : nextTag()
         // Zeros over zeros would make a new block that looks like the old one.
         if tag == 0, !range.contains(where: { model.volumes[volume]!.sectors[$0] != nil }) { return }
-        let isDurable = generator.chance(syncsOften ? 60 : 10)
+        let isDurable = mayBeDurable && generator.chance(syncsOften ? 60 : 10)
         writes += 1
         let serial = writes
         let bytes = Sector.run(range, tag: tag)
         try attempt(
             "write \(volume.description.prefix(4)) \(range) \(tag >> 40) \(isDurable ? "durable" : "")",
-            isDurable: isDurable,
+            isDurable: isDurable, isInterruptible: !isDurable,
             change: { $0.volumes[volume]!.write(range, tag: tag, serial: serial) },
             { pool in
                 try pool.device(of: volume).write(
@@ -403,7 +464,7 @@ final class Simulator {
             })
     }
 
-    private func unmap(_ volume: VolumeID) throws {
+    func unmap(_ volume: VolumeID) throws {
         if generator.chance(15) {
             let size = model.volumes[volume]!.sizeBytes
             return try attempt(
@@ -452,8 +513,23 @@ final class Simulator {
             })
     }
 
-    private func flush(_ volume: VolumeID) throws {
-        try attempt("flush", isDurable: true, change: { _ in }, { try $0.device(of: volume).flush() })
+    func flush(_ volume: VolumeID) throws {
+        if isInterrupted { planToDieInCommit() }
+        let before = interruption.count
+        try attempt(
+            "flush", isDurable: true, isInterruptible: true, change: { _ in }, { try $0.device(of: volume).flush() })
+        guard interruption.count > before, !interruption.isRunning, pool != nil else { return }
+        // What came between must not count as flushed.
+        switch generator.below(3) {
+        case 0:
+            let at = disk.callCount + 1 + generator.below(3)
+            setPlan { call, _ in call >= at ? .powerLoss : nil }
+            try attempt("flush", isDurable: true, change: { _ in }, { try $0.device(of: volume).flush() })
+        case 1:
+            for _ in 0..<3 where pool != nil { try write(volume, mayBeDurable: false) }
+            if pool != nil { crash("after a flush") }
+        default: break
+        }
     }
 
     /// Identifiers follow from the seed too, so that a history can be replayed.
@@ -500,13 +576,14 @@ final class Simulator {
             { try $0.resizeVolume(volume, sizeBytes: size) })
     }
 
-    private func snapshot(_ volumes: [VolumeID]) throws {
+    func snapshot(_ volumes: [VolumeID]) throws {
         guard model.snapshots.count < 8 else { return }
         let members = volumes.filter { _ in generator.chance(60) }
         guard !members.isEmpty else { return }
         let id = SnapshotID(newID())!
         let name = newName("s")
         let attributes = [UInt8](repeating: UInt8(truncatingIfNeeded: names), count: Int(generator.below(6000)))
+        planToDieInCommit()
         try attempt(
             "snapshot \(id.description.prefix(4)) \(name) of \(members.count)", isDurable: true,
             change: { $0.snapshot(members, as: id, name: name, attributes: attributes, kind: .user) },
@@ -518,9 +595,44 @@ final class Simulator {
         return all.isEmpty ? nil : all[Int(generator.below(UInt64(all.count)))]
     }
 
+    /// Often with a crash soon after it, when what it freed is used again and nothing was synced since.
+    private func checkpoint(_ volume: VolumeID) throws {
+        try maintain()
+        guard generator.chance(50) else { return }
+        for _ in 0...generator.below(4) where pool != nil { try write(volume) }
+        if pool != nil { crash("after a checkpoint") }
+    }
+
+    func maintain() throws {
+        try attempt(
+            "maintain", isDurable: true, isInterruptible: true, change: { _ in },
+            { pool in
+                pool.core.writeBackEarly()
+                try pool.maintain()
+            })
+    }
+
+    /// Often the one that a head stands on, with writes between the steps of its reclaim.
     private func deleteSnapshot() throws {
-        guard let id = pickSnapshot() else { return }
-        try delete(id)
+        var chosen = pickSnapshot()
+        let heads = model.heads.keys.sorted { $0.description < $1.description }.filter {
+            model.heads[$0]!.parent != nil
+        }
+        var volume: VolumeID?
+        if !heads.isEmpty, generator.chance(50) {
+            volume = heads[Int(generator.below(UInt64(heads.count)))]
+            chosen = model.heads[volume!]!.parent!.snapshot
+        }
+        guard let chosen else { return }
+        try delete(chosen)
+        guard generator.chance(50) else { return }
+        for _ in 0...generator.below(3) {
+            let volumes = model.volumes.keys.sorted { $0.description < $1.description }
+            guard pool != nil, !volumes.isEmpty else { return }
+            try maintain()
+            let target = volume ?? volumes[Int(generator.below(UInt64(volumes.count)))]
+            for _ in 0..<3 where pool != nil && model.volumes[target] != nil { try write(target) }
+        }
     }
 
     func delete(_ id: SnapshotID) throws {
@@ -536,6 +648,7 @@ final class Simulator {
     private func setAttributes() throws {
         guard let id = pickSnapshot() else { return }
         let attributes = [UInt8](repeating: UInt8(truncatingIfNeeded: tags), count: Int(generator.below(7000)))
+        planToDieInCommit()
         try attempt(
             "set attributes of \(id.description.prefix(4))", isDurable: true,
             change: { $0.snapshots[id]!.attributes = attributes },
@@ -573,7 +686,7 @@ final class Simulator {
     private func reopen() throws {
         try attempt("close", isDurable: true, change: { _ in }, { try $0.close() })
         guard pool != nil else { return }
-        disk.setPlan(nil)
+        setPlan(nil)
         pool = nil
         try recover()
     }

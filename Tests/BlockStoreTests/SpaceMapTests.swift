@@ -8,8 +8,7 @@ struct SpaceMapTests {
 
     private func map(regions: UInt64) -> SpaceMap {
         SpaceMap(
-            totalBlocks: regions * Self.regionBlocks, regionBlocks: Self.regionBlocks, reusesBlocksFirst: false,
-            limitBytes: .max
+            totalBlocks: regions * Self.regionBlocks, regionBlocks: Self.regionBlocks, options: PoolOptions()
         ) { _ in Page() }
     }
 

@@ -40,6 +40,7 @@ public final class SimulatedDisk: StorageFile {
         var isDead = false
         var calls: UInt64 = 0
         var plan: (@Sendable (UInt64, Call) -> Fault?)?
+        var interruption: (@Sendable () -> Void)?
         var generator: SeededGenerator
     }
 
@@ -76,6 +77,12 @@ public final class SimulatedDisk: StorageFile {
 
     /// Decides for each later call, by its number, whether it fails; nil lets all pass.
     public func setPlan(_ plan: (@Sendable (UInt64, Call) -> Fault?)?) { state.withLock { $0.plan = plan } }
+
+    /// What happens before each call that reads, writes, syncs or punches, and at the end of a sync, in the caller's
+    /// thread: as if another thread came between.
+    public func setInterruption(_ body: (@Sendable () -> Void)?) { state.withLock { $0.interruption = body } }
+
+    private func interrupt() { state.withLock { $0.interruption }?() }
 
     public var isDead: Bool { state.withLock { $0.isDead } }
 
@@ -155,6 +162,7 @@ public final class SimulatedDisk: StorageFile {
     }
 
     public func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StorageError) {
+        interrupt()
         try state.withLock { state throws(StorageError) in
             if case .powerLoss = try begin(.read(block: offset / UInt64(Self.blockBytes)), &state) {
                 state.isDead = true
@@ -174,6 +182,7 @@ public final class SimulatedDisk: StorageFile {
     }
 
     public func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(StorageError) {
+        interrupt()
         try state.withLock { state throws(StorageError) in
             var offset = offset
             switch try begin(.write(block: offset / UInt64(Self.blockBytes)), &state) {
@@ -198,6 +207,7 @@ public final class SimulatedDisk: StorageFile {
     }
 
     public func sync() throws(StorageError) {
+        interrupt()
         try state.withLock { state throws(StorageError) in
             let fault: Fault?
             do throws(StorageError) {
@@ -213,9 +223,12 @@ public final class SimulatedDisk: StorageFile {
             for change in state.pending { Self.apply(change, to: &state.durable) }
             state.pending = []
         }
+        // What comes now came too late for this sync, though it has not returned yet.
+        interrupt()
     }
 
     public func punchHole(at offset: UInt64, lengthBytes: UInt64) throws(StorageError) {
+        interrupt()
         try state.withLock { state throws(StorageError) in
             if case .powerLoss = try begin(.punch, &state) {
                 state.pending.append(.punch(offset: offset, lengthBytes: lengthBytes))

@@ -175,10 +175,15 @@ public struct PoolCheckInfo: Codable, Sendable, Equatable {
     public var dataBlocks: UInt64
     /// Data blocks whose content was compared with its checksum.
     public var verifiedBlocks: UInt64
+    /// Blocks in use that have no owner, because a page that led to them was lost. A repair frees them.
+    public var setAsideBlocks: UInt64?
+    /// Blocks that a repair freed; nil where none was asked for.
+    public var repairedBlocks: UInt64?
 
     public init(
         path: String, isSound: Bool, problems: [String], volumes: Int = 0, snapshots: Int = 0, mapPages: UInt64 = 0,
-        dataBlocks: UInt64 = 0, verifiedBlocks: UInt64 = 0
+        dataBlocks: UInt64 = 0, verifiedBlocks: UInt64 = 0, setAsideBlocks: UInt64? = nil,
+        repairedBlocks: UInt64? = nil
     ) {
         self.path = path
         self.isSound = isSound
@@ -188,5 +193,7 @@ public struct PoolCheckInfo: Codable, Sendable, Equatable {
         self.mapPages = mapPages
         self.dataBlocks = dataBlocks
         self.verifiedBlocks = verifiedBlocks
+        self.setAsideBlocks = setAsideBlocks
+        self.repairedBlocks = repairedBlocks
     }
 }

@@ -40,20 +40,32 @@ extension NodeServices {
 /// - Parameters:
 ///   - path: The pool's file or device; nil for what the configuration says.
 ///   - verifiesData: Whether data blocks are read, too, and not the maps alone.
+///   - repairs: Rebuilds the allocation map from the maps first, which frees what was set aside.
 ///   - clearsFailure: Lets the next start open a pool for writing that had failed, if it is sound.
 /// - Throws: ``ServeFailure`` where a node has it open, or there is none.
 public func checkPool(
-    _ configuration: NodeConfiguration, path: String? = nil, verifiesData: Bool, clearsFailure: Bool
+    _ configuration: NodeConfiguration, path: String? = nil, verifiesData: Bool, repairs: Bool = false,
+    clearsFailure: Bool
 ) throws -> PoolCheckInfo {
     let path = path ?? configuration.effectivePoolPath
     do {
+        var repaired: UInt64?
+        if repairs {
+            repaired = try PoolChecker.repair(path: path)
+            if repaired == nil {
+                throw ServeFailure(
+                    "nothing was repaired: a page of a map in \(path) cannot be read, and what it leads to is not "
+                        + "known. `stillpoint pool check` says which; overwrite or delete what lies there, then try again"
+                )
+            }
+        }
         let report = try PoolChecker.check(path: path, verifiesData: verifiesData)
         if clearsFailure, report.isSound { PoolFailureMark.remove(configuration.dataDirectory) }
         return PoolCheckInfo(
             path: path, isSound: report.isSound, problems: report.problems, volumes: report.volumes,
             snapshots: report.snapshots, mapPages: report.mapPages, dataBlocks: report.dataBlocks,
-            verifiedBlocks: report.verifiedBlocks)
-    } catch {
+            verifiedBlocks: report.verifiedBlocks, setAsideBlocks: report.setAsideBlocks, repairedBlocks: repaired)
+    } catch let error as PoolError {
         switch error {
         case .inUse:
             throw ServeFailure("a node has the pool \(path) open; stop it first, or scrub it while it runs")

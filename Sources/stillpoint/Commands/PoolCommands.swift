@@ -100,6 +100,8 @@ struct PoolCommands: AsyncParsableCommand {
         @Option(help: ArgumentHelp("The pool's file or block device itself.", valueName: "path"), completion: .file())
         var path: String?
         @Flag(name: .customLong("no-data"), help: "Check the maps only; do not read the data.") var skipsData = false
+        @Flag(help: "First rebuild the allocation map from the maps, and free blocks that were set aside.")
+        var repair = false
         @Flag(help: "Let the node write again to a pool that had failed, if it is sound.") var clearFailure = false
         // Only its --output matters: no node is asked.
         @OptionGroup var connection: ConnectionOptions
@@ -110,7 +112,7 @@ struct PoolCommands: AsyncParsableCommand {
                 let flags = ["data": data.map(Serve.absolute)].compactMapValues { $0 }
                 let configuration = try NodeConfiguration.load(file: config.map(Serve.absolute), flags: flags)
                 result = try checkPool(
-                    configuration, path: path.map(Serve.absolute), verifiesData: !skipsData,
+                    configuration, path: path.map(Serve.absolute), verifiesData: !skipsData, repairs: repair,
                     clearsFailure: clearFailure)
             } catch let error as ConfigurationInvalid {
                 throw CommandFailure("Nothing was checked: \(error.description)")
@@ -175,6 +177,8 @@ enum PoolReport {
         let head =
             "\(result.path): \(result.volumes) volumes, \(result.snapshots) snapshots, \(result.mapPages) map pages, "
             + "\(result.dataBlocks) data blocks, \(result.verifiedBlocks) of them read"
+            + (result.repairedBlocks.map { "; \($0) blocks that had no owner were freed" } ?? "")
+            + (result.setAsideBlocks.map { $0 > 0 ? "; \($0) blocks are set aside" : "" } ?? "")
         guard !result.isSound else { return head + "\nThe pool is sound" }
         return ([head, "The pool is NOT sound:"] + result.problems.map { "  " + $0 }).joined(separator: "\n")
     }

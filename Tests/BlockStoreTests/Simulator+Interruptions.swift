@@ -1,0 +1,140 @@
+import BlockIO
+import Simulation
+import Synchronization
+import Testing
+
+@testable import BlockStore
+
+/// Operations in the middle of others. The pool lets go of its lock while it reads, writes and syncs, and that is where
+/// another thread may change it: so each such call of the disk is a place for one more operation. What comes between is
+/// chosen so that it has to wait for nobody, because there is only one thread.
+struct Interruption {
+    /// Operations that made something durable so far.
+    var durablePoints = 0
+    /// Operations that came between others so far.
+    fileprivate(set) var count = 0
+    /// How many come at one place, and in how many of 100 places.
+    fileprivate var atOnce = 1
+    fileprivate var percent: UInt64 = 20
+    fileprivate var isAllowed = false
+    fileprivate(set) var isRunning = false
+    /// The record that was the last one; a change that has entered the pool is not followed by others, because then
+    /// their order would be unknown.
+    fileprivate var lastRecord: UInt64?
+    fileprivate var failure: Simulator.Failure?
+}
+
+extension Simulator {
+    func beginInterruptions(_ pool: Pool, _ isInterruptible: Bool, changes: Bool) {
+        guard isInterrupted, isInterruptible, !interruption.isRunning else { return }
+        interruption.isAllowed = true
+        interruption.lastRecord = changes ? pool.core.monitor.withLock { pool.core.lastRecord } : nil
+        // SAFETY: the disk calls it in the one thread that there is, and only until `endInterruptions`.
+        nonisolated(unsafe) let simulator = self
+        disk.setInterruption { simulator.interrupt() }
+    }
+
+    func endInterruptions(_ isInterruptible: Bool) throws {
+        guard isInterruptible, !interruption.isRunning else { return }
+        interruption.isAllowed = false
+        disk.setInterruption(nil)
+        guard let failure = interruption.failure else { return }
+        interruption.failure = nil
+        throw failure
+    }
+
+    private func interrupt() {
+        guard interruption.isAllowed, !interruption.isRunning, interruption.failure == nil, let pool, !disk.isDead,
+            generator.chance(interruption.percent), let room = room(in: pool.core)
+        else { return }
+        interruption.isRunning = true
+        withoutPlan {
+            do {
+                log.append("  meanwhile:")
+                interruption.count += 1
+                try comeBetween(canCommit: room.canCommit, canMaintain: room.canMaintain)
+                for _ in 1..<interruption.atOnce {
+                    guard let pool = self.pool, let room = self.room(in: pool.core) else { break }
+                    try comeBetween(canCommit: room.canCommit, canMaintain: room.canMaintain)
+                }
+            } catch let failure as Failure {
+                interruption.failure = failure
+            } catch {
+                interruption.failure = fail("\(error)")
+            }
+        }
+        interruption.isRunning = false
+        if interruption.lastRecord != nil, let pool = self.pool {
+            interruption.lastRecord = pool.core.monitor.withLock { pool.core.lastRecord }
+        }
+    }
+
+    /// Whether an operation could go on at once; nil when not, or when the caller holds the lock.
+    private func room(in core: PoolCore) -> (canCommit: Bool, canMaintain: Bool)? {
+        guard core.monitor.tryLock() else { return nil }
+        defer { core.monitor.unlock() }
+        guard core.refusal == nil, !core.isCheckpointRequested, !core.isFull,
+            core.unnotedThrough.load(ordering: .relaxed) == 0,
+            core.overlayEntries < core.options.overlayEntries, core.pendingBytes < core.pendingLimit / 4,
+            core.hasMetadataRoom(for: 70), core.space.dataFree > 400,
+            core.volumes.values.allSatisfy({ $0.head.layers.count < 32 })
+        else { return nil }
+        if let last = interruption.lastRecord, last != core.lastRecord { return nil }
+        // A log that runs full would have its change wait for the commit that is under way.
+        if core.isCommitting, logIsSmall { return nil }
+        let hasJournalRoom = core.journalUsedBytes + UInt64(core.pendingBytes) < core.superblock.journalBytes / 4
+        return (!core.isCommitting && hasJournalRoom, !core.isMaintaining)
+    }
+
+    private func comeBetween(canCommit: Bool, canMaintain: Bool) throws {
+        let volumes = model.volumes.keys.sorted { $0.description < $1.description }
+        guard !volumes.isEmpty else { return }
+        let volume = volumes[Int(generator.below(UInt64(volumes.count)))]
+        switch generator.below(10) {
+        case 0..<4: try write(volume, mayBeDurable: canCommit)
+        case 4..<5: try unmap(volume)
+        case 5..<7 where canCommit: try snapshot(volumes)
+        case 7..<8 where canCommit: try flush(volume)
+        case 8..<9 where canCommit && canMaintain:
+            try attempt("maintain", isDurable: true, change: { _ in }, { try $0.maintain() })
+        default: try checkReads()
+        }
+    }
+
+    /// A volume is read while it is overwritten, and blocks come free and are used again: each sector is one that was
+    /// there meanwhile. Or a snapshot of it, which must not change.
+    func readUnderWay(_ volume: VolumeID) throws {
+        setPlan(nil)
+        interruption.percent = 50
+        interruption.atOnce = 4
+        defer {
+            interruption.percent = 20
+            interruption.atOnce = 1
+        }
+        let snapshot = generator.chance(30) ? pickSnapshot() : nil
+        if let snapshot, let expected = model.snapshots[snapshot]!.members[volume] {
+            return try attempt(
+                "read \(snapshot.description.prefix(4))", isDurable: false, isInterruptible: true, change: { _ in }
+            ) { pool in
+                let found = try readModel(try pool.device(of: snapshot, volume: volume))
+                guard found == expected else { throw self.fail("a snapshot reads otherwise than it was cut") }
+            }
+        }
+        let first = history.count - 1
+        let durable = interruption.durablePoints
+        var states = [model.volumes[volume]!]
+        try attempt(
+            "read \(volume.description.prefix(4))", isDurable: false, isInterruptible: true, change: { _ in }
+        ) { pool in
+            let found = try readModel(try pool.device(of: volume))
+            // Where something became durable, what was before it is not known any more.
+            guard interruption.durablePoints == durable else { return }
+            states += history[first...].compactMap { $0.volumes[volume] }
+            for sector in Set(states.flatMap(\.sectors.keys)).union(found.sectors.keys) {
+                guard states.contains(where: { $0.sectors[sector] == found.sectors[sector] }) else {
+                    throw self.fail("sector \(sector) reads as what was never there")
+                }
+            }
+        }
+    }
+}
