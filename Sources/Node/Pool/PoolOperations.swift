@@ -55,7 +55,8 @@ public func checkPool(
             if repaired == nil {
                 throw ServeFailure(
                     "nothing was repaired: a page of a map in \(path) cannot be read, and what it leads to is not "
-                        + "known. `stillpoint pool check` says which; overwrite or delete what lies there, then try again"
+                        + "known. `stillpoint pool check` says which; overwrite or delete what lies there, then "
+                        + "try again"
                 )
             }
         }
