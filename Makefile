@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 SWIFT ?= swift
 SEEDS ?= 2000
-TEST_SEEDS ?= 150
+TEST_SEEDS ?= 1000
 FUZZ_SECONDS ?= 60
 SOURCES := Package.swift Sources Tests
 
