@@ -33,18 +33,18 @@ SECOND_TRY_NEVER = {
 
 STARTED = re.compile(r"◇ Test (?!run |case )(?P<name>.+) started\.$")
 ENDED = re.compile(
-    r"(?P<mark>[✔✘]) Test (?!run |case )(?P<name>.+?)(?: with \d+ test cases?)? (?P<word>passed|failed) after "
+    r"(?P<mark>[✔✘━]) Test (?!run |case )(?P<name>.+?)(?: with \d+ test cases?)? (?P<word>passed|failed) after "
     r"(?P<seconds>[0-9.]+) seconds(?: with .*)?\.$")
 SKIPPED = re.compile(r"➜ Test (?P<name>.+?) skipped")
 ISSUE = re.compile(
     r"✘ Test (?!case )(?P<name>.+?) recorded an issue(?P<case> with \d+ arguments? .*?)?"
     r" at (?P<where>[^ ]+?:\d+)(?::\d+)?: (?P<text>.*)$")
-CLOSING = re.compile(r"[✔✘] Test run with .*$")
+CLOSING = re.compile(r"[✔✘━] Test run with .*$")
 # Of an error inside a macro the place is in a note below it.
 COMPILER_ERROR = re.compile(r"^[ |`-]*(?P<text>[^ |`].*(?:\berror: |note: expanded code originates here).*)$")
 FATAL = re.compile(r"(?:Fatal error|Precondition failed|unexpected signal code|AddressSanitizer:|ThreadSanitizer:)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-MARK = re.compile(r"[◇✔✘➜] (?:Test|Suite) ")
+MARK = re.compile(r"[◇✔✘➜━] (?:Test|Suite) ")
 
 
 def cut(text, columns=LINE_COLUMNS):

@@ -48,7 +48,9 @@ import Testing
             Issue.record("\(bug) was not found within \(limit) seeds")
         }
 
-        @Test("histories with rotten map pages find each bug in what deals with those", arguments: ofLostPages)
+        @Test(
+            "histories with rotten map pages find each bug in what deals with those",
+            .enabled(if: isLongRun, "needs many histories: make simulate"), arguments: ofLostPages)
         func foundByRot(_ bug: PlantedBug) throws {
             for seed in 1...(environmentNumber("STILLPOINT_SIM_BUG_SEEDS") ?? 40) {
                 // SAFETY: one thread runs the closures, one after another.
