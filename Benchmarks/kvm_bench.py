@@ -1,15 +1,16 @@
 """How long guests are quiet, as a writer inside each of them sees it: the longest time between two durable writes.
 
-Three ways to take a snapshot of 1, 2, 4 and 8 guests are compared on the same guests, by turns:
+Four ways to take a snapshot of 1, 2, 4 and 8 guests are compared on the same guests, by turns:
   ours      one snapshot of all volumes, guests frozen by their agents, all at the same time
-  serial    what the old plug-ins do: each guest suspended in turn, one snapshot, each resumed in turn, with virsh; a
-            suspended guest's clock stands still, so that its writer sees nothing of it: here it is the time between the
-            two commands' ends, by the host's clock
+  paused    ours, in the mode `pause`: like with like beside `serial`
+  serial    what the old plug-ins do: each guest suspended in turn, one snapshot, each resumed in turn, with virsh
+A suspended guest's clock stands still, so that its writer sees nothing of it: of these two it is the time between libvirt's
+events, by the host's clock.
   qcow2     virsh snapshot-create-as --quiesce --disk-only of a local image, one guest after the other
 Then, without the writers' figures, snapshots in a row: how long it takes from the last guest's acknowledgement of its
 freeze to the first request to thaw one, which is the part that is not the guests'.
 
-Usage: Benchmarks/kvm_bench.py BIN_DIRECTORY [--guests 1,2,4,8] [--rounds 3] [--holds 25] [--ways undisturbed,ours,serial,qcow2]
+Usage: Benchmarks/kvm_bench.py BIN_DIRECTORY [--guests 1,2,4,8] [--rounds 3] [--holds 25] [--ways undisturbed,ours,paused,serial,qcow2]
                               [--pause MILLISECONDS] [--seconds 280] [--raw FILE]
 --pause is how long each writer waits between two writes: so much of a quiet time it may miss, and the less it waits, the more
 its own load is measured.
@@ -20,6 +21,7 @@ where many guests share few cores: compare within a column's own count of guests
 import argparse
 import base64
 import concurrent.futures
+import datetime
 import json
 import os
 import shutil
@@ -41,7 +43,7 @@ class Host:
     """A private libvirtd with an agent of ours in its mount namespace."""
 
     def __init__(self, node):
-        self.node, self.agent = node, None
+        self.node, self.agent, self.mode = node, None, "agent"
         self.image = subprocess.run([SCRIPTS + "/build-guest.sh"], check=True, capture_output=True,
                                     text=True).stdout.strip()
         self.folder = tempfile.mkdtemp(prefix="sp-b", dir="/tmp")
@@ -67,14 +69,35 @@ class Host:
         subprocess.run(inside + ["enroll", "--node", self.node.api, "--token-file", self.shm + "/token", "--address",
                                  address] + state, check=True, stdout=subprocess.DEVNULL)
         self.log = open(self.folder + "/agent.log", "w")
-        self.agent = subprocess.Popen(
-            inside + ["serve", "--listen", address, "--run", self.shm + "/run", "--plugins", self.node.bin] + state,
-            stdout=self.log, stderr=self.log)
+        self.command = inside + ["serve", "--listen", address, "--run", self.shm + "/run", "--plugins", self.node.bin,
+                                 "--config", self.folder + "/agent.yaml"] + state
+        self.run_agent()
+
+    def run_agent(self):
+        with open(self.folder + "/agent.yaml", "w") as file:
+            file.write("pluginConfiguration: {libvirt: {mode: %s}}\n" % self.mode)
+        self.agent = subprocess.Popen(self.command, stdout=self.log, stderr=self.log)
         for _ in range(100):
             if self.node.call("GET", "/v1/agents/bench")["isReachable"]:
                 return
             time.sleep(0.1)
         raise SystemExit("the agent did not start:\n" + open(self.folder + "/agent.log").read())
+
+    def use(self, mode):
+        """How the agent brings guests to rest from now on."""
+        if mode != self.mode:
+            self.mode = mode
+            self.agent.terminate()
+            self.agent.wait(20)
+            self.run_agent()
+
+    def events(self):
+        """Tells of guests that are suspended and resumed, until it is terminated."""
+        listening = subprocess.Popen(
+            ["nsenter", "--mount=/proc/%s/ns/mnt" % self.holder, "--wd=/", "--", "stdbuf", "-oL", "virsh", "event", "--all",
+             "--loop", "--timestamp"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True)
+        time.sleep(1)
+        return listening
 
     def virsh(self, *arguments):
         # Straight into the daemon's namespace: a shell more would be counted against the ways that use virsh.
@@ -173,13 +196,13 @@ class Ways:
     def __init__(self, host):
         self.host, self.count = host, 0
 
-    def snapshot(self, guests, consistency):
+    def snapshot(self, guests, consistency, policy="require"):
         self.count += 1
         name = "bench-%d" % self.count
         node = self.host.node
         job = node.call("POST", "/v1/snapshots", {
             "volumes": [g.volume for g in guests], "name": name, "consistency": consistency,
-            "leaseSeconds": LEASE_SECONDS})
+            "policy": policy, "leaseSeconds": LEASE_SECONDS})
         while job["state"] not in ("succeeded", "failed"):
             time.sleep(0.01)
             job = node.call("GET", "/v1/jobs/" + job["id"])
@@ -193,17 +216,15 @@ class Ways:
     def ours(self, guests):
         return self.snapshot(guests, "fileSystem")
 
+    def paused(self, guests):
+        return self.snapshot(guests, "fileSystem", "allowLower")
+
     def serial(self, guests):
-        """The longest pause of any of the guests."""
-        since, pauses = {}, []
         for guest in guests:
             self.host.virsh("suspend", guest.name)
-            since[guest] = time.monotonic()
         self.snapshot(guests, "crash")
         for guest in guests:
             self.host.virsh("resume", guest.name)
-            pauses.append(time.monotonic() - since[guest])
-        return max(pauses)
 
     def qcow2(self, guests):
         self.count += 1
@@ -213,16 +234,44 @@ class Ways:
                             "vdb,file=%s.%d" % (guest.local, self.count))
 
 
+def longest_pause(lines):
+    """Of any guest, in milliseconds, from what libvirt told: TIME: event 'lifecycle' for domain 'NAME': Suspended Paused"""
+    since, pauses = {}, []
+    for line in lines:
+        words = line.split()
+        if "'lifecycle'" not in words or len(words) < 8:
+            continue
+        at = datetime.datetime.fromisoformat(" ".join(words[:2]).rstrip(":").split("+")[0])
+        guest, event = words[6], words[7]
+        if event == "Suspended":
+            since[guest] = at
+        elif event == "Resumed" and guest in since:
+            pauses.append((at - since.pop(guest)).total_seconds() * 1000)
+    if not pauses or since:
+        raise SystemExit("libvirt did not tell of all pauses:\n" + "".join(lines))
+    return max(pauses)
+
+
+def paused_milliseconds(guests, way, disk, pause_milliseconds):
+    """The longest that any of the guests was suspended, while their writers write."""
+    each(guests, lambda guest: guest.start_writer(disk, pause_milliseconds))
+    listening = guests[0].host.events()
+    way(guests)
+    time.sleep(0.5)
+    listening.terminate()
+    lines = listening.communicate()[0].splitlines(keepends=True)
+    each(guests, Guest.log)
+    return longest_pause(lines)
+
+
 def quiet_milliseconds(guests, way, disk, pause_milliseconds):
     """The longest quiet time of any of the guests while `way` was at work: not while programs were started in them."""
     each(guests, lambda guest: guest.start_writer(disk, pause_milliseconds))
     time.sleep(QUIET_BEFORE_SECONDS)
     begun = each(guests, Guest.clock)
-    told = way(guests)
+    way(guests)
     ended = each(guests, Guest.clock)
     logs = each(guests, Guest.log)
-    if way.__name__ == "serial":
-        return told * 1000
     return max([5.0] + [duration * 1000 for log, first, last in zip(logs, begun, ended)
                         for end, duration in log if first < end - duration / 2 < last])
 
@@ -238,7 +287,7 @@ def percentile(values, part):
 
 
 class Report:
-    NAMES = ("undisturbed", "ours", "serial", "qcow2")
+    NAMES = ("undisturbed", "ours", "paused", "serial", "qcow2")
 
     def __init__(self):
         self.quiet, self.held, self.longest = {}, {}, {}
@@ -248,16 +297,18 @@ class Report:
 
     def print_quiet(self):
         print("longest time without a durable write in any guest (median, ms; number of rounds)")
-        print("  guests" + "".join("%18s" % name for name in self.NAMES) + "   ours/1   ours/serial")
+        print("  guests" + "".join("%18s" % name for name in self.NAMES) + "   ours/1   ours/serial   paused/serial")
         counts = sorted({count for count, _ in self.quiet})
         median = {key: statistics.median(values) for key, values in self.quiet.items()}
         for count in counts:
             row = ["%11.0f (%2d)   " % (median[count, name], len(self.quiet[count, name]))
                    if (count, name) in median else "%18s" % "-" for name in self.NAMES]
-            ours = median.get((count, "ours"))
-            first, serial = median.get((counts[0], "ours")), median.get((count, "serial"))
-            print("  %6d" % count + "".join(row) + "%9s%14s" % (
-                "%.2f" % (ours / first) if ours and first else "-", "%.2f" % (ours / serial) if ours and serial else "-"))
+            def ratio(way, other, of=count):
+                above, below = median.get((count, way)), median.get((of, other))
+                return "%.2f" % (above / below) if above and below else "-"
+
+            print("  %6d" % count + "".join(row) + "%9s%14s%16s" % (
+                ratio("ours", "ours", counts[0]), ratio("ours", "serial"), ratio("paused", "serial")))
 
     def print_held(self):
         print("snapshots in a row, ms: last freeze acknowledged to first thaw asked for; the longest that a guest was held")
@@ -275,13 +326,17 @@ def measure(arguments, host, guests, report, deadline):
         ways.ours(guests[:count])  # The first of each is not counted: everything is cold.
     for _ in range(arguments.rounds):
         for count in counts:
-            for way, disk in ((ways.undisturbed, "ours"), (ways.ours, "ours"), (ways.serial, "ours"),
-                              (ways.qcow2, "local")):
-                if way.__name__ not in arguments.ways:
+            for way, disk in ((ways.undisturbed, "ours"), (ways.ours, "ours"), (ways.paused, "ours"),
+                              (ways.serial, "ours"), (ways.qcow2, "local")):
+                name = way.__name__
+                if name not in arguments.ways:
                     continue
                 if time.monotonic() > deadline:
                     return
-                report.add(count, way.__name__, quiet_milliseconds(guests[:count], way, disk, arguments.pause))
+                host.use("pause" if name == "paused" else "agent")
+                measured = paused_milliseconds if name in ("paused", "serial") else quiet_milliseconds
+                report.add(count, name, measured(guests[:count], way, disk, arguments.pause))
+    host.use("agent")
     for _ in range(arguments.holds):
         for count in counts:
             if time.monotonic() > deadline:
