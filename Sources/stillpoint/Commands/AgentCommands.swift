@@ -100,7 +100,13 @@ enum AgentReport {
         text.add(
             "Plug-ins", lines: agent.plugins.map { "\($0.name) \($0.version) (\(SnapshotReport.layer($0.layer)))" })
         guard let resources = agent.resources else { return text.rendered() }
-        if resources.isEmpty { return text.rendered() + "\n\nNothing on our volumes was found on this host" }
+        if resources.isEmpty {
+            let finding =
+                agent.lastSeenAt == nil
+                ? "What this host has on our volumes is not known: its agent was not reached yet"
+                : "Nothing on our volumes was found on this host"
+            return text.rendered() + "\n\n" + finding
+        }
         let table = Table(
             [.left("PROTECTS"), .left("LAYER"), .left("PLUG-IN"), .left("VOLUMES"), .left("ID")],
             rows: resources.map {
