@@ -7,8 +7,9 @@
 # Guests run with QEMU's own emulation of the processor. DIRECTORY must be short: paths of sockets end at 108 bytes.
 # With PRIVATE_LIBVIRTD_OWNER=PID in the environment of `start`, everything is stopped, too, when that process has ended.
 set -euo pipefail
-# Others look through libvirt's directories, as swtpm under a user of its own does.
+# Others look through libvirt's directories, and make temporary files, as swtpm under a user of its own does.
 umask 022
+unset TMPDIR
 
 verb=${1:?usage: private-libvirtd.sh start|daemon|exec|stop DIRECTORY [...]}
 dir=${2:?usage: private-libvirtd.sh start|daemon|exec|stop DIRECTORY [...]}
