@@ -27,6 +27,7 @@ struct Command {
 
 final class Bench {
     private var pool: Pool?
+    private var hollowFile: HollowFile?
     private var subjects: [String: any Subject] = [:]
     private var files: [String: FileSubject] = [:]
     private var volumes: [String: VolumeID] = [:]
@@ -44,11 +45,9 @@ final class Bench {
             // `stillpoint serve` has one.
             let log = command.text("log")
             options.volatileLogDirectory = log.isEmpty ? nil : log
-            let path = command.text("path")
+            if command.number("memory") > 0 { options.limitMemory(toBytes: command.number("memory")) }
             let began = nanoseconds()
-            let made =
-                command.verb == "create"
-                ? try Pool.create(path: path, options: options) : try Pool.open(path: path, options: options)
+            let made = try isHollow(command) ? hollow(command, &options) : plain(command, options)
             pool = made
             for volume in made.volumes() {
                 volumes[volume.name] = volume.id
@@ -79,6 +78,7 @@ final class Bench {
             subjects[command.text("name")] = nil
             files.removeValue(forKey: command.text("name"))?.close()
             return "{}"
+        case "fill": return try fill(command)
         case "run": return RunningLoad(load(command), on: try subject(command)).join().json
         case "snapshots": return try takeSnapshots(command)
         case "pause": return try pauses(command)
@@ -94,6 +94,38 @@ final class Bench {
     }
 
     struct Unknown: Error { var verb: String }
+
+    private func plain(_ command: Command, _ options: PoolOptions) throws -> Pool {
+        let path = command.text("path")
+        return try command.verb == "create"
+            ? Pool.create(path: path, options: options) : Pool.open(path: path, options: options)
+    }
+
+    private func isHollow(_ command: Command) -> Bool { command.number("hollow") == 1 }
+
+    private func hollow(_ command: Command, _ options: inout PoolOptions) throws -> Pool {
+        // Zeros are to be mapped like anything else.
+        options.detectsZeros = false
+        let isNew = command.verb == "create"
+        let file = HollowFile(try HostFile(path: command.text("path"), mode: isNew ? .create : .readWrite))
+        hollowFile = file
+        return try isNew ? Pool.create(on: file, options: options) : Pool.open(on: file, options: options)
+    }
+
+    /// Maps a volume from `from` to `to` with blocks of zeros, as far as it gets in `seconds`.
+    private func fill(_ command: Command) throws -> String {
+        let subject = try subject(command)
+        guard let zeros = hollowFile?.zeros else { throw Unknown(verb: "fill of a pool that is not hollow") }
+        let began = nanoseconds()
+        let deadline = began + UInt64(command.real("seconds", 60) * 1e9)
+        var offset = command.number("from")
+        while offset < command.number("to"), nanoseconds() < deadline {
+            try subject.write(at: offset, from: zeros)
+            offset += UInt64(zeros.count)
+        }
+        try subject.flush()
+        return "{\"filled\":\(offset),\"seconds\":\(Double(nanoseconds() - began) / 1e9)}"
+    }
 
     private var opened: Pool { pool! }
 

@@ -38,11 +38,19 @@ struct LeafEntry: Equatable, Sendable {
 /// 4096 bytes of the map in memory. Once a page is in the cache or on the disk it does not change any more.
 final class Page: @unchecked Sendable {
     // SAFETY: only the thread that made the page writes to it, before it is shared; afterwards it is read-only.
-    let raw = UnsafeMutableRawPointer.allocate(byteCount: Format.blockBytes, alignment: Format.blockBytes)
+    let raw: UnsafeMutableRawPointer
 
-    init() { raw.initializeMemory(as: UInt8.self, repeating: 0, count: Format.blockBytes) }
+    /// - Parameter isAligned: for reads past the system's cache. Each such page may take up twice its size, since the
+    ///   C library cannot put anything beside it; so those that are kept are not.
+    init(isAligned: Bool = false) {
+        raw = .allocate(byteCount: Format.blockBytes, alignment: isAligned ? Format.blockBytes : 16)
+        raw.initializeMemory(as: UInt8.self, repeating: 0, count: Format.blockBytes)
+    }
 
-    init(copying other: Page) { raw.copyMemory(from: other.raw, byteCount: Format.blockBytes) }
+    init(copying other: Page) {
+        raw = .allocate(byteCount: Format.blockBytes, alignment: 16)
+        raw.copyMemory(from: other.raw, byteCount: Format.blockBytes)
+    }
 
     deinit { raw.deallocate() }
 

@@ -20,21 +20,22 @@ public struct PoolCheckReport: Sendable, Equatable {
 /// Proves a pool's invariants: every reference leads to what was written, every block has exactly one owner or is free,
 /// the bitmaps and the sums say the same.
 ///
-/// Memory is bounded: the owners of one stretch of the pool are collected at a time, 16 bytes for each of its blocks,
-/// and the maps are walked once for each stretch. Beside that there is an entry for each map page, of which there is
-/// one for each mapped MiB: at most 100 MiB for a TiB.
+/// Memory is bounded, however large the pool: the owners of one stretch of it are collected at a time, 16 bytes for
+/// each of its blocks, and the maps are walked once for each stretch. A walk leaves out map pages below which nothing
+/// lies in its stretch, as far as there is memory to know that.
 public enum PoolChecker {
-    /// Enough for stretches of 64 GiB.
+    /// Enough for stretches of 48 GiB.
     public static let defaultMemoryBytes: UInt64 = 256 << 20
 
     /// Checks a pool that nobody has open, as recovery would find it. Changes nothing.
     ///
-    /// - Parameter memoryBytes: What the owners of one stretch may take.
+    /// - Parameter memoryBytes: What the check collects may take; the open pool takes as much again, at least 64 MiB.
     public static func check(
         path: String, verifiesData: Bool = true, memoryBytes: UInt64 = defaultMemoryBytes
     ) throws(PoolError) -> PoolCheckReport {
         var options = PoolOptions()
         options.isReadOnly = true
+        options.limitMemory(toBytes: memoryBytes)
         let pool = try Pool.open(path: path, options: options)
         var report = check(pool, verifiesData: verifiesData, memoryBytes: memoryBytes)
         for copy in pool.superblockCopies() where !copy.isGood {
@@ -52,7 +53,9 @@ public enum PoolChecker {
     public static func repair(
         path: String, memoryBytes: UInt64 = defaultMemoryBytes
     ) throws(PoolError) -> UInt64? {
-        let pool = try Pool.open(path: path)
+        var options = PoolOptions()
+        options.limitMemory(toBytes: memoryBytes)
+        let pool = try Pool.open(path: path, options: options)
         let freed = try repair(pool, memoryBytes: memoryBytes)
         try pool.close()
         return freed
@@ -77,18 +80,38 @@ public enum PoolChecker {
             core.monitor.unlock()
             core.maintenance.unlock()
         }
-        let region = core.space.regionBlocks
-        let stretch = max(region, memoryBytes / OwnerTable.bytesPerBlock / region * region)
-        let end = UInt64(core.space.regions.count) * region
+        let walks = PoolWalks(core, memoryBytes: memoryBytes)
         var report = PoolCheckReport()
-        var start: UInt64 = 0
-        repeat {
-            var walk = PoolWalk(
-                core: core, verifiesData: verifiesData, blocks: start..<max(start, min(start + stretch, end)),
-                report: report)
+        for number in 0..<walks.count {
+            var walk = PoolWalk(walks, number: number, verifiesData: verifiesData, report: report)
             report = walk.run()
-            start += stretch
-        } while start < end
+        }
         return report
+    }
+}
+
+/// The stretches of a pool that are walked one after the other, and what their walks share.
+final class PoolWalks {
+    let core: PoolCore
+    let visited: VisitedPages
+    let count: Int
+    private let stretchBlocks: UInt64
+    private let endBlock: UInt64
+
+    /// Three quarters of the memory are for owners, the rest for what is remembered of map pages.
+    init(_ core: PoolCore, memoryBytes: UInt64) {
+        self.core = core
+        let region = core.space.regionBlocks
+        stretchBlocks = max(region, memoryBytes / 4 * 3 / OwnerTable.bytesPerBlock / region * region)
+        endBlock = UInt64(core.space.regions.count) * region
+        count = max(1, Int((endBlock + stretchBlocks - 1) / stretchBlocks))
+        let pages = core.space.regions.reduce(0) { $0 + ($1.kind == .metadata ? UInt64($1.busyCount) : 0) }
+        visited = VisitedPages(
+            pages: pages, memoryBytes: memoryBytes / 4, stretchBlocks: stretchBlocks, stretchCount: count)
+    }
+
+    func stretch(_ number: Int) -> Range<UInt64> {
+        let start = UInt64(number) * stretchBlocks
+        return start..<max(start, min(start + stretchBlocks, endBlock))
     }
 }

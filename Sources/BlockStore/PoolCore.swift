@@ -228,7 +228,7 @@ final class PoolCore: @unchecked Sendable {
     ) throws(PoolError) -> Page {
         guard !pointer.isLost else { throw .damaged("a map page was lost") }
         if let page = cache[pointer.block] { return page }
-        let page = Page()
+        let page = Page(isAligned: uncached)
         let offset = pointer.block * UInt64(Format.blockBytes)
         do {
             if uncached {

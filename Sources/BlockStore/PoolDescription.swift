@@ -12,6 +12,8 @@ public struct SuperblockCopy: Sendable, Equatable {
 
 /// What the pool holds in memory, in bytes.
 public struct PoolMemory: Sendable, Equatable {
+    /// What the pool may take for all that grows with its use.
+    public var limitBytes: UInt64 = 0
     /// Mappings that are not in the map on disk yet.
     public var overlayBytes: UInt64 = 0
     public var cacheBytes: UInt64 = 0
@@ -40,6 +42,7 @@ extension PoolCore {
         let pages = cache.pageCount
         return monitor.withLock {
             PoolMemory(
+                limitBytes: options.memoryBytes,
                 // Slots of 16 bytes, from a third to two thirds of them used.
                 overlayBytes: UInt64(overlayEntries) * 32, cacheBytes: UInt64(pages * Format.blockBytes),
                 cacheLimitBytes: options.cacheBytes,

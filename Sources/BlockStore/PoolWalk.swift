@@ -9,10 +9,13 @@ struct PoolWalk: ~Copyable {
     private let verifiesData: Bool
     private var owners: OwnerTable
     private let isFirst: Bool
+    /// Number of this walk, and the bit of its stretch.
+    private let number: Int
+    private let stretch: UInt64
+    /// Map pages that were visited as a whole, by the walks before too.
+    private let visited: VisitedPages
     /// Mapped blocks of each dataset, from the cursor on where it is being reclaimed.
     private var mappedIn: [UInt64: UInt64] = [:]
-    /// Map pages that were visited; the number of mapped blocks below those that were visited as a whole.
-    private var mappedBelow: [UInt64: UInt64?] = [:]
     private var report: PoolCheckReport
     /// Something of a map cannot be read, so that not all that is in use can be known.
     private var hasLoss = false
@@ -24,12 +27,16 @@ struct PoolWalk: ~Copyable {
     /// Regions whose bitmap cannot be read; of pages above those the first one below.
     private var wrongBitmaps: [Int] = []
 
-    init(core: PoolCore, verifiesData: Bool, blocks: Range<UInt64>, report: PoolCheckReport) {
-        self.core = core
+    init(_ walks: PoolWalks, number: Int, verifiesData: Bool, report: PoolCheckReport) {
+        core = walks.core
         self.verifiesData = verifiesData
         self.report = report
+        self.number = number
+        let blocks = walks.stretch(number)
         owners = OwnerTable(blocks)
-        isFirst = blocks.lowerBound == 0
+        visited = walks.visited
+        stretch = visited.stretch(of: blocks.lowerBound)
+        isFirst = number == 0
     }
 
     mutating func run() -> PoolCheckReport {
@@ -110,10 +117,10 @@ struct PoolWalk: ~Copyable {
             if parent.epoch >= dataset.epoch { problemOnce("dataset \(dataset.number) is not younger than its parent") }
         }
         let cursor = dataset.role == .doomed ? dataset.cursor : 0
-        let mapped = visit(
+        let found = visit(
             dataset.root.pointer, level: Format.mapRootLevel, start: 0, newest: dataset.epoch, cursor: cursor)
         sayLost()
-        mappedIn[dataset.number] = mapped
+        mappedIn[dataset.number] = found.mappedBlocks
     }
 
     /// A dataset's sum also has what was detached from its map and is not reclaimed yet.
@@ -147,57 +154,67 @@ struct PoolWalk: ~Copyable {
         problemOnce("logical blocks \(range) are lost with a map page that was not what was written")
     }
 
-    /// Returns the number of mapped blocks.
+    /// Returns what lies below a page, from the cursor on.
     private mutating func visit(
         _ pointer: NodePointer, level: Int, start: UInt64, newest: UInt64, cursor: UInt64
-    ) -> UInt64 {
-        guard !pointer.isNull else { return 0 }
+    ) -> VisitedPages.Visit {
+        var found = VisitedPages.Visit(walk: number)
+        guard !pointer.isNull else { return found }
         guard !pointer.isLost else {
             lose(start, MapSpan.blocks(level))
-            return 0
+            return found
         }
         if pointer.birth > newest { problemOnce("map page \(pointer.block) is younger than what refers to it") }
-        claim(pointer.block, Owner(kind: .map, level: UInt64(level), logical: start, birth: pointer.birth))
-        let visited = mappedBelow[pointer.block]
+        if claim(pointer.block, Owner(kind: .map, level: UInt64(level), logical: start, birth: pointer.birth)) {
+            report.mapPages += 1
+        }
         // Of a page that reclaim is in the middle of only the rest counts.
-        if start >= cursor, let known = visited ?? nil { return known }
+        if start >= cursor, let known = visited[pointer.block],
+            known.walk == number || known.stretches & stretch == 0
+        {
+            return known
+        }
         guard let page = try? core.loadPage(pointer) else {
             problemOnce("map page \(pointer.block) for logical blocks from \(start) is not what was written")
             hasLoss = true
             isBlind = true
-            return 0
+            return found
         }
-        if visited == nil {
-            if isFirst { report.mapPages += 1 }
-            mappedBelow[pointer.block] = .some(nil)
-        }
-        var mapped: UInt64 = 0
+        found.stretches = visited.stretch(of: pointer.block)
         if level == 0 {
-            for index in 0..<Int(Format.leafEntries) {
-                let entry = page[entry: index]
-                guard !entry.isNull else { continue }
-                guard !entry.isLost else {
-                    lose(start + UInt64(index), 1)
-                    continue
-                }
-                mapped += 1
-                if entry.birth > pointer.birth { problemOnce("block \(entry.block) is younger than its map page") }
-                let owner = Owner(
-                    kind: .data, logical: start + UInt64(index), birth: entry.birth, crc: entry.crc)
-                if claim(entry.block, owner) { report.dataBlocks += 1 }
-            }
+            claimEntries(page, pointer, start, &found)
         } else {
             let span = Format.leafEntries << UInt64(7 * (level - 1))
             for index in 0..<Int(Format.fanOut) {
                 let childStart = start + UInt64(index) * span
                 if childStart + span <= cursor { continue }
-                mapped += visit(
+                let below = visit(
                     page[child: index], level: level - 1, start: childStart, newest: pointer.birth, cursor: cursor)
+                found.mappedBlocks += below.mappedBlocks
+                found.stretches |= below.stretches
             }
         }
         if page.isZero { problemOnce("map page \(pointer.block) is empty") }
-        if start >= cursor { mappedBelow[pointer.block] = .some(mapped) }
-        return mapped
+        if start >= cursor { visited.remember(pointer.block, level: level, found) }
+        return found
+    }
+
+    private mutating func claimEntries(
+        _ page: Page, _ pointer: NodePointer, _ start: UInt64, _ found: inout VisitedPages.Visit
+    ) {
+        for index in 0..<Int(Format.leafEntries) {
+            let entry = page[entry: index]
+            guard !entry.isNull else { continue }
+            guard !entry.isLost else {
+                lose(start + UInt64(index), 1)
+                continue
+            }
+            found.mappedBlocks += 1
+            found.stretches |= visited.stretch(of: entry.block)
+            if entry.birth > pointer.birth { problemOnce("block \(entry.block) is younger than its map page") }
+            let owner = Owner(kind: .data, logical: start + UInt64(index), birth: entry.birth, crc: entry.crc)
+            if claim(entry.block, owner) { report.dataBlocks += 1 }
+        }
     }
 
     // MARK: Streams and bitmaps
@@ -219,8 +236,9 @@ struct PoolWalk: ~Copyable {
                 try MetadataWriter.forEachStreamPage(
                     root, lengthBytes: lengthBytes,
                     load: { pointer throws(PoolError) in try core.loadPage(pointer) }
-                ) { pointer, _ throws(PoolError) in
-                    _ = try core.loadPage(pointer)
+                ) { [isFirst] pointer, _ throws(PoolError) in
+                    // What was proven once is not read for each stretch.
+                    if isFirst { _ = try core.loadPage(pointer) }
                     blocks.append(pointer.block)
                 }
             } catch {
@@ -234,6 +252,7 @@ struct PoolWalk: ~Copyable {
     private mutating func checkBitmapPages(_ pointer: NodePointer, level: Int, index: Int) {
         guard !pointer.isNull else { return }
         claim(pointer.block, Owner(kind: .bitmap))
+        if level == 0, !isFirst { return }
         guard let page = try? core.loadPage(pointer) else {
             problemOnce("page \(pointer.block) of the allocation map is not what was written")
             wrongBitmaps.append(index << (7 * level))

@@ -117,6 +117,8 @@ public struct PoolOptions: Sendable {
     /// the end of the process (see ``VolatileLogDirectory``); nil for none.
     public var volatileLogDirectory: String?
 
+    /// What ``limitMemory(toBytes:)`` was told last.
+    public private(set) var memoryBytes: UInt64 = 768 << 20
     /// Bytes of snapshots' attributes that are kept in memory; more are read from the disk when they are asked for.
     var attributeCacheBytes: UInt64 = 32 << 20
     /// Bytes of bitmaps of the pool's regions that are kept in memory; a region that is being changed is always there.
@@ -146,6 +148,7 @@ public struct PoolOptions: Sendable {
     /// and every 128 MiB of a pool about 100 bytes.
     public mutating func limitMemory(toBytes bytes: UInt64) {
         let bytes = max(bytes, Self.leastMemoryBytes)
+        memoryBytes = bytes
         cacheBytes = bytes / 3
         overlayEntries = Int(bytes / 768)
         spaceMapBytes = bytes / 12

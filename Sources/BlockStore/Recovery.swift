@@ -76,7 +76,7 @@ extension PoolCore {
         if !options.isReadOnly { try syncFile("syncing what was recovered") }
         try occupyOverlay()
         // Without the pages above the bitmaps there is nothing that a checkpoint could be written to.
-        if space.hasLostKinds, !options.isReadOnly, try rebuildSpace() == nil {
+        if space.hasLostKinds, !options.isReadOnly, try rebuildSpace(memoryBytes: options.memoryBytes / 3) == nil {
             throw .damaged(
                 "neither the allocation map nor all maps of volumes can be read; only a read-only opening is possible")
         }
@@ -100,7 +100,7 @@ extension PoolCore {
             try bytes.withMutableRawBytes { raw throws(StorageError) in try file.read(at: offset, into: raw) }
             return bytes
         }
-        let page = Page()
+        let page = Page(isAligned: true)
         try file.readUncached(at: offset, into: page.mutableBytes)
         return Array(page.bytes)
     }

@@ -176,7 +176,7 @@ public final class Scrub: @unchecked Sendable {
 
     /// A page as it is on the medium; nil, and noted by the caller, when it is not what was written.
     private func page(_ pointer: NodePointer) -> Page? {
-        let page = Page()
+        let page = Page(isAligned: true)
         report.bytesRead += UInt64(Format.blockBytes)
         // What was wrong once may be right the second time: a cable, a controller.
         for _ in 0..<2 {

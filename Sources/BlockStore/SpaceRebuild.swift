@@ -9,13 +9,10 @@ extension PoolCore {
         defer { maintenance.unlock() }
         monitor.lock()
         defer { monitor.unlock() }
-        let region = space.regionBlocks
-        let stretch = max(region, memoryBytes / OwnerTable.bytesPerBlock / region * region)
-        let end = UInt64(space.regions.count) * region
+        let walks = PoolWalks(self, memoryBytes: memoryBytes)
         var freed: UInt64 = 0
-        for start in stride(from: 0, to: end, by: UInt64.Stride(stretch)) {
-            var walk = PoolWalk(
-                core: self, verifiesData: false, blocks: start..<min(start + stretch, end), report: PoolCheckReport())
+        for number in 0..<walks.count {
+            var walk = PoolWalk(walks, number: number, verifiesData: false, report: PoolCheckReport())
             freed += try walk.rebuild()
             if walk.isBlind { return nil }
         }

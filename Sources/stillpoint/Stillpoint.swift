@@ -33,13 +33,24 @@ struct Stillpoint: AsyncParsableCommand {
     /// Keeps the C library from reserving 64 MiB of addresses for each thread, eight times the number of processors:
     /// that is no memory, but counts towards a limit of the address space (`ulimit -v`). `MALLOC_ARENA_MAX` decides
     /// otherwise.
-    private static func limitArenas() {
+    private static func limitArenas(to most: Int) {
         guard getenv("MALLOC_ARENA_MAX") == nil else { return }
-        _ = clinux_limit_arenas(Int32(min(max(2, sysconf(Int32(_SC_NPROCESSORS_ONLN))), 8)))
+        _ = clinux_limit_arenas(Int32(min(max(2, sysconf(Int32(_SC_NPROCESSORS_ONLN))), most)))
+    }
+
+    /// Each thread reserves 8 MiB of addresses for its stack, and there are several for each processor. Where addresses
+    /// are limited, that would be most of them on a large machine: then a thread gets 1 MiB, which none comes near.
+    private static func limitAddresses() {
+        var limit = rlimit()
+        guard getrlimit(__rlimit_resource_t(RLIMIT_AS.rawValue), &limit) == 0, limit.rlim_cur != rlim_t.max else {
+            return limitArenas(to: 8)
+        }
+        limitArenas(to: 2)
+        _ = clinux_limit_stacks(1 << 20)
     }
 
     static func main() async {
-        limitArenas()
+        limitAddresses()
         do {
             var command = try await asyncParseAsRoot(nil)
             if var command = command as? any AsyncParsableCommand {

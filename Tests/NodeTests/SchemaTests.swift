@@ -158,7 +158,8 @@ struct SchemaTests {
         Sample("PromoteResult", PromoteResult(volume: volume(nil), snapshots: ["s"], formerOwner: "f")),
     ]
 
-    static let memory = PoolMemoryInfo(overlayBytes: 1, cacheBytes: 1, cacheLimitBytes: 1, bitmapBytes: 1)
+    static let memory = PoolMemoryInfo(
+        limitBytes: 1, overlayBytes: 1, cacheBytes: 1, cacheLimitBytes: 1, bitmapBytes: 1)
 
     static func scrub(_ end: Date?) -> ScrubInfo {
         ScrubInfo(state: end == nil ? .running : .finished, startedAt: now, endedAt: end, damage: ["d"])

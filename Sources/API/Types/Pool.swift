@@ -70,6 +70,8 @@ public struct SuperblockCopyInfo: Codable, Sendable, Equatable {
 
 /// What the pool holds in memory, in bytes.
 public struct PoolMemoryInfo: Codable, Sendable, Equatable {
+    /// What the pool may take for all that grows with its use: `pool.memory`, or what the process's limits leave.
+    public var limitBytes: UInt64
     /// Mappings that are not in the map on disk yet.
     public var overlayBytes: UInt64
     public var cacheBytes: UInt64
@@ -77,7 +79,10 @@ public struct PoolMemoryInfo: Codable, Sendable, Equatable {
     /// Bitmaps of the regions in use.
     public var bitmapBytes: UInt64
 
-    public init(overlayBytes: UInt64, cacheBytes: UInt64, cacheLimitBytes: UInt64, bitmapBytes: UInt64) {
+    public init(
+        limitBytes: UInt64, overlayBytes: UInt64, cacheBytes: UInt64, cacheLimitBytes: UInt64, bitmapBytes: UInt64
+    ) {
+        self.limitBytes = limitBytes
         self.overlayBytes = overlayBytes
         self.cacheBytes = cacheBytes
         self.cacheLimitBytes = cacheLimitBytes

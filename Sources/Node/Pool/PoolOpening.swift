@@ -12,7 +12,9 @@ extension NodeProcess {
         let path = configuration.effectivePoolPath
         var options = PoolOptions()
         if let maximum = configuration.poolMaximumBytes { options.maxSizeBytes = maximum }
-        if let memory = configuration.poolMemoryBytes { options.limitMemory(toBytes: memory) }
+        let memory = try PoolMemoryChoice(configured: configuration.poolMemoryBytes, limits: ProcessMemoryLimit.all())
+        options.limitMemory(toBytes: memory.bytes)
+        if let reason = memory.reason { logger.notice("the pool gets less memory", metadata: ["reason": "\(reason)"]) }
         options.backend = StorageBackend(rawValue: configuration.poolIO.rawValue) ?? .automatic
         options.detectsZeros = configuration.poolDetectsZeros
         options.volatileLogDirectory = volatileLogDirectory(configuration, logger)

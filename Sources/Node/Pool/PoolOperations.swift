@@ -21,7 +21,7 @@ extension NodeServices {
                 SuperblockCopyInfo(offset: $0.offset, generation: $0.generation, isGood: $0.isGood)
             },
             memory: PoolMemoryInfo(
-                overlayBytes: memory.overlayBytes, cacheBytes: memory.cacheBytes,
+                limitBytes: memory.limitBytes, overlayBytes: memory.overlayBytes, cacheBytes: memory.cacheBytes,
                 cacheLimitBytes: memory.cacheLimitBytes, bitmapBytes: memory.bitmapBytes),
             scrub: scrub, alerts: watch.alerts(statistics, scrub: scrub))
     }

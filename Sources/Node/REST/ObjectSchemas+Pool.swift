@@ -28,6 +28,7 @@ extension ObjectSchemas {
         ObjectSchema(
             "PoolMemoryInfo", "What the pool holds in memory.",
             [
+                required("limitBytes", .bytes, "What it may take for all that grows with its use."),
                 required("overlayBytes", .bytes, "Mappings that are not in the map on disk yet."),
                 required("cacheBytes", .bytes), required("cacheLimitBytes", .bytes), required("bitmapBytes", .bytes),
             ]),

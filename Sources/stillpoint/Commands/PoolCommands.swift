@@ -146,8 +146,9 @@ enum PoolReport {
         let memory = pool.memory
         text.add(
             "Memory",
-            "\(Show.bytes(memory.overlayBytes)) recent mappings, \(Show.bytes(memory.cacheBytes)) of "
-                + "\(Show.bytes(memory.cacheLimitBytes)) page cache, \(Show.bytes(memory.bitmapBytes)) bitmaps")
+            "at most \(Show.bytes(memory.limitBytes)); now \(Show.bytes(memory.overlayBytes)) recent mappings, "
+                + "\(Show.bytes(memory.cacheBytes)) of \(Show.bytes(memory.cacheLimitBytes)) page cache, "
+                + "\(Show.bytes(memory.bitmapBytes)) bitmaps")
         text.add("Last scrub", pool.scrub.map(scrub) ?? "never")
         text.add("Alerts", lines: pool.alerts.isEmpty ? ["none"] : pool.alerts.flatMap(alert))
         return text.rendered()
