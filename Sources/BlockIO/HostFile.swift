@@ -47,6 +47,16 @@ public final class HostFile: StorageFile {
         }
     }
 
+    /// Why this system cannot do what `choice` demands; nil where it can.
+    public static func refusal(of choice: StorageBackend) -> String? {
+        do {
+            _ = try prepare(choice)
+            return nil
+        } catch {
+            return String(cString: strerror(error.errno))
+        }
+    }
+
     private static func openDescriptor(path: String, mode: Mode) throws(StorageError) -> Int32 {
         var status = stat()
         let isDevice = stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFBLK
@@ -121,6 +131,9 @@ public final class HostFile: StorageFile {
         // What it will not do, and the end of the file, are left to the plain way.
         if count != buffer.count { try read(at: offset, into: buffer) }
     }
+
+    /// Has the system forget what it has of the file and has written: later reads come from the disk.
+    public func dropSystemCache() { _ = posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED) }
 
     public func read(_ pieces: [StorageRead]) throws(StorageError) {
         guard pieces.count > 1, let rings else {

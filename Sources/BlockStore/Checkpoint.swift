@@ -28,6 +28,7 @@ final class Checkpoint {
     private var tops: [UInt64: Layer] = [:]
     private var merged: [UInt64: MapRoot] = [:]
     private var finishedDatasets: [UInt64] = []
+    private var reclaimedBlocks: UInt64 = 0
     /// Those that this checkpoint makes.
     private var detachedDatasets: [UInt64] = []
     private var detachedCounts: [UInt64: DetachedCount] = [:]
@@ -205,6 +206,7 @@ final class Checkpoint {
                 writer: writer, dataset: number, floor: reclaimFloor(byNumber[candidate.parent], byNumber),
                 cursor: candidate.cursor, budget: budget, counts: uncounted.contains(number))
             budget = try step.run(candidate.root.pointer, successor: successor)
+            reclaimedBlocks += step.freedBlocks
             detachedCounts[number] = DetachedCount(blocks: step.mappedBlocks, isFinished: step.isFinished)
             guard step.isFinished else {
                 cursors[number] = step.cursor + (core.hasBug(.cursorTooFar) ? Format.leafEntries : 0)
@@ -411,6 +413,7 @@ final class Checkpoint {
         core.superblock = next
         core.statistics.checkpoints += 1
         core.statistics.metadataBytesWritten += writer.bytesWritten
+        core.statistics.reclaim.freedBytes += reclaimedBlocks * UInt64(Format.blockBytes)
         let frozenNumbers = Set(layers.map(\.layer.number))
         for dataset in Array(core.tables.layered.values) {
             // What was cut since the freeze stands on frozen layers too.

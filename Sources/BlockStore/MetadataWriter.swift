@@ -165,6 +165,17 @@ final class MetadataWriter {
 
     static func pageCount(_ lengthBytes: UInt64) -> Int { Int((lengthBytes + 4095) / 4096) }
 
+    /// Pages that a stream takes, those above the bytes included.
+    static func streamPages(_ lengthBytes: UInt64) -> Int {
+        var count = pageCount(lengthBytes)
+        var pages = count
+        while count > 1 {
+            count = (count + Int(Format.fanOut) - 1) / Int(Format.fanOut)
+            pages += count
+        }
+        return pages
+    }
+
     /// Writes bytes as a tree of pages.
     func writeStream(_ bytes: [UInt8]) throws(PoolError) -> NodePointer {
         guard !bytes.isEmpty else { return .null }

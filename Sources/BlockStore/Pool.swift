@@ -24,7 +24,9 @@ public final class Pool: Sendable {
         _ path: String, _ mode: HostFile.Mode, _ options: PoolOptions
     ) throws(PoolError) -> HostFile {
         do {
-            return try HostFile(path: path, mode: mode, backend: options.backend)
+            let file = try HostFile(path: path, mode: mode, backend: options.backend)
+            if options.dropsSystemCache { file.dropSystemCache() }
+            return file
         } catch {
             switch error.errno {
             case 11: throw .inUse(path: path)

@@ -1,9 +1,28 @@
 internal import BlockIO
 
+/// What is wrong with a pool: what there is to do about it depends on that.
+public enum PoolProblemKind: String, Sendable, CaseIterable {
+    /// Data is not what was written.
+    case data
+    /// A page of a volume's map is not what was written, or was lost.
+    case map
+    /// A page of the allocation map is not what was written.
+    case allocationMap
+    /// Blocks are taken that nothing refers to.
+    case ownerless
+    /// A copy of the superblock is wrong.
+    case superblock
+    /// The catalog, attributes or the journal cannot be read.
+    case catalog
+    /// Structures are whole and say different things: no fault of the disk does that.
+    case contradiction
+}
+
 /// What a check of a pool found.
 public struct PoolCheckReport: Sendable, Equatable {
     /// What is wrong, in words; empty for a sound pool. At most a hundred.
     public var problems: [String] = []
+    public var kinds: Set<PoolProblemKind> = []
     public var mapPages: UInt64 = 0
     public var dataBlocks: UInt64 = 0
     /// Data blocks whose content was read and compared with its checksum.
@@ -36,12 +55,13 @@ public enum PoolChecker {
         var options = PoolOptions()
         options.isReadOnly = true
         options.limitMemory(toBytes: memoryBytes)
+        options.dropsSystemCache = true
         let pool = try Pool.open(path: path, options: options)
         var report = check(pool, verifiesData: verifiesData, memoryBytes: memoryBytes)
         for copy in pool.superblockCopies() where !copy.isGood {
             let what = copy.generation.map { "holds generation \($0)" } ?? "holds nothing valid"
-            report.problems.append(
-                "the copy of the superblock at \(copy.offset) \(what); others are whole, and a scrub repairs it")
+            report.kinds.insert(.superblock)
+            report.problems.append("the copy of the superblock at \(copy.offset) \(what); others are whole")
         }
         try pool.close()
         return report
@@ -55,6 +75,7 @@ public enum PoolChecker {
     ) throws(PoolError) -> UInt64? {
         var options = PoolOptions()
         options.limitMemory(toBytes: memoryBytes)
+        options.dropsSystemCache = true
         let pool = try Pool.open(path: path, options: options)
         let freed = try repair(pool, memoryBytes: memoryBytes)
         try pool.close()

@@ -110,7 +110,7 @@ extension PoolCore {
             result.journalSizeBytes = superblock.journalBytes
             result.dataBytesWritten = dataBytesWritten.load(ordering: .relaxed)
             result.checksumErrors = checksumErrors.load(ordering: .relaxed)
-            result.reclaimsPending = UInt64(tables.doomed.count)
+            noteReclaim(&result.reclaim)
             result.volatileLog = volatileLogState
             if let failure {
                 result.state = .readOnly(reason: failure)
@@ -121,6 +121,19 @@ extension PoolCore {
             }
             return result
         }
+    }
+
+    private func noteReclaim(_ progress: inout ReclaimProgress) {
+        progress.pending = UInt64(tables.doomed.count)
+        for dataset in tables.doomed.values {
+            if dataset.children.count > 1 {
+                progress.waiting += 1
+            } else {
+                progress.sizeBytes += dataset.sizeBytes
+                progress.doneBytes += min(dataset.sizeBytes, dataset.cursor * UInt64(Format.blockBytes))
+            }
+        }
+        progress.leavingBytes = UInt64(leavingBlocks * Format.blockBytes)
     }
 
     // MARK: Maintenance
@@ -193,7 +206,7 @@ extension PoolCore {
                 isWorkerIdle = true
                 let isIdle = !monitor.wait(seconds: 5)
                 isWorkerIdle = false
-                if isIdle, hasUnmappedSinceCheckpoint || !punchable.isEmpty { isCheckpointRequested = true }
+                if isIdle, hasUnmappedSinceCheckpoint || hasPunchesPending { isCheckpointRequested = true }
                 continue
             }
             monitor.unlock()

@@ -37,6 +37,7 @@ struct BlockLists {
 
     var isEmpty: Bool { lists.isEmpty }
     var all: [UInt64] { lists.flatMap { $0 } }
+    var count: Int { lists.reduce(0) { $0 + $1.count } }
 
     mutating func append(_ list: [UInt64]) { if !list.isEmpty { lists.append(list) } }
     mutating func append(_ other: BlockLists) { lists.append(contentsOf: other.lists) }
@@ -289,7 +290,10 @@ final class PoolCore: @unchecked Sendable {
 
     /// The pool failed: nothing is written any more.
     func fail(_ reason: String) {
-        if failure == nil { failure = reason }
+        if failure == nil {
+            failure = reason
+            options.onFailure?(reason)
+        }
         monitor.broadcast()
     }
 
@@ -359,8 +363,19 @@ final class PoolCore: @unchecked Sendable {
     /// Blocks that only wait for a commit, a reader or a maintenance pass.
     var hasFreesPending: Bool {
         !retired.isEmpty || !retiring.isEmpty || !releasable.isEmpty || !unlinkedNow.isEmpty || !unlinkedBefore.isEmpty
-            || !punchable.isEmpty
-            || !unlinkedToPunchNow.isEmpty || !unlinkedToPunchBefore.isEmpty
+            || hasPunchesPending
+    }
+
+    /// Those of them that the underlying file system gets back; no writer's use of them brings that about.
+    var hasPunchesPending: Bool {
+        !punchable.isEmpty || !unlinkedToPunchNow.isEmpty || !unlinkedToPunchBefore.isEmpty
+    }
+
+    /// How many they are.
+    var leavingBlocks: Int {
+        let single = [retired, retiring].reduce(0) { $0 + $1.overwritten.count + $1.unmapped.count }
+        return [releasable, unlinkedNow, unlinkedBefore, punchable, unlinkedToPunchNow, unlinkedToPunchBefore]
+            .reduce(single) { $0 + $1.count }
     }
 
     // MARK: Layers

@@ -1,3 +1,5 @@
+internal import Glibc
+
 /// Why the pool refused or failed a control operation. Nothing has changed when one is thrown, except after ``failed``.
 public enum PoolError: Error, Equatable, Sendable {
     /// No volume or snapshot has this id, or the volume is no member of the snapshot.
@@ -71,7 +73,7 @@ extension PoolError: CustomStringConvertible {
         case .noSpace: "the pool has no space left"
         case .readOnly(let reason): "the pool is read-only: \(reason)"
         case .closed: "the pool is closed"
-        case .io(let operation, let errno): "\(operation) failed with errno \(errno)"
+        case .io(let operation, let errno): "\(operation) failed: \(String(cString: strerror(errno)))"
         }
     }
 }

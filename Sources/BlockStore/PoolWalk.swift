@@ -24,6 +24,7 @@ struct PoolWalk: ~Copyable {
     /// A map page was lost at some time.
     private var hasLosses: Bool { core.superblock.incompatibleFeatures & Format.featureLosses != 0 }
     private var lost: Range<UInt64>?
+    private var wrongPages: Set<UInt64> = []
     /// Regions whose bitmap cannot be read; of pages above those the first one below.
     private var wrongBitmaps: [Int] = []
 
@@ -85,12 +86,15 @@ struct PoolWalk: ~Copyable {
         return UInt64(freed)
     }
 
-    private mutating func problem(_ text: String) {
+    private mutating func problem(_ text: String, _ kind: PoolProblemKind = .contradiction) {
+        report.kinds.insert(kind)
         if report.problems.count < 100 { report.problems.append(text) }
     }
 
     /// Something that each walk meets is said once.
-    private mutating func problemOnce(_ text: String) { if isFirst { problem(text) } }
+    private mutating func problemOnce(_ text: String, _ kind: PoolProblemKind = .contradiction) {
+        if isFirst { problem(text, kind) }
+    }
 
     /// Notes an owner; false when the same owner was noted before, or the block is not in this stretch.
     @discardableResult
@@ -118,8 +122,8 @@ struct PoolWalk: ~Copyable {
         }
         let cursor = dataset.role == .doomed ? dataset.cursor : 0
         let found = visit(
-            dataset.root.pointer, level: Format.mapRootLevel, start: 0, newest: dataset.epoch, cursor: cursor)
-        sayLost()
+            dataset.root.pointer, dataset, level: Format.mapRootLevel, start: 0, newest: dataset.epoch, cursor: cursor)
+        sayLost(in: dataset)
         mappedIn[dataset.number] = found.mappedBlocks
     }
 
@@ -138,30 +142,31 @@ struct PoolWalk: ~Copyable {
     }
 
     /// Blocks of which a map says that it lost them; neighbours are one problem.
-    private mutating func lose(_ block: UInt64, _ blocks: UInt64) {
+    private mutating func lose(_ block: UInt64, _ blocks: UInt64, in dataset: Dataset) {
         hasLoss = true
         if let range = lost, range.upperBound == block {
             lost = range.lowerBound..<(block + blocks)
         } else {
-            sayLost()
+            sayLost(in: dataset)
             lost = block..<(block + blocks)
         }
     }
 
-    private mutating func sayLost() {
+    private mutating func sayLost(in dataset: Dataset) {
         guard let range = lost else { return }
         lost = nil
-        problemOnce("logical blocks \(range) are lost with a map page that was not what was written")
+        let place = bytes(of: range.lowerBound, UInt64(range.count), in: dataset)
+        problemOnce("\(place): lost with a map page that was not what was written", .map)
     }
 
     /// Returns what lies below a page, from the cursor on.
     private mutating func visit(
-        _ pointer: NodePointer, level: Int, start: UInt64, newest: UInt64, cursor: UInt64
+        _ pointer: NodePointer, _ dataset: Dataset, level: Int, start: UInt64, newest: UInt64, cursor: UInt64
     ) -> VisitedPages.Visit {
         var found = VisitedPages.Visit(walk: number)
         guard !pointer.isNull else { return found }
         guard !pointer.isLost else {
-            lose(start, MapSpan.blocks(level))
+            lose(start, MapSpan.blocks(level), in: dataset)
             return found
         }
         if pointer.birth > newest { problemOnce("map page \(pointer.block) is younger than what refers to it") }
@@ -175,21 +180,25 @@ struct PoolWalk: ~Copyable {
             return known
         }
         guard let page = try? core.loadPage(pointer) else {
-            problemOnce("map page \(pointer.block) for logical blocks from \(start) is not what was written")
+            if wrongPages.insert(pointer.block).inserted {
+                let place = bytes(of: start, MapSpan.blocks(level), in: dataset)
+                problemOnce("map page \(pointer.block), which leads to \(place), is not what was written", .map)
+            }
             hasLoss = true
             isBlind = true
             return found
         }
         found.stretches = visited.stretch(of: pointer.block)
         if level == 0 {
-            claimEntries(page, pointer, start, &found)
+            claimEntries(page, pointer, start, dataset, &found)
         } else {
             let span = Format.leafEntries << UInt64(7 * (level - 1))
             for index in 0..<Int(Format.fanOut) {
                 let childStart = start + UInt64(index) * span
                 if childStart + span <= cursor { continue }
                 let below = visit(
-                    page[child: index], level: level - 1, start: childStart, newest: pointer.birth, cursor: cursor)
+                    page[child: index], dataset, level: level - 1, start: childStart, newest: pointer.birth,
+                    cursor: cursor)
                 found.mappedBlocks += below.mappedBlocks
                 found.stretches |= below.stretches
             }
@@ -200,13 +209,14 @@ struct PoolWalk: ~Copyable {
     }
 
     private mutating func claimEntries(
-        _ page: Page, _ pointer: NodePointer, _ start: UInt64, _ found: inout VisitedPages.Visit
+        _ page: Page, _ pointer: NodePointer, _ start: UInt64, _ dataset: Dataset,
+        _ found: inout VisitedPages.Visit
     ) {
         for index in 0..<Int(Format.leafEntries) {
             let entry = page[entry: index]
             guard !entry.isNull else { continue }
             guard !entry.isLost else {
-                lose(start + UInt64(index), 1)
+                lose(start + UInt64(index), 1, in: dataset)
                 continue
             }
             found.mappedBlocks += 1
@@ -242,7 +252,7 @@ struct PoolWalk: ~Copyable {
                     blocks.append(pointer.block)
                 }
             } catch {
-                problemOnce("\(name): \(error)")
+                problemOnce("\(name): \(error)", .catalog)
                 isBlind = true
             }
             for block in blocks { claim(block, Owner(kind: .stream)) }
@@ -254,7 +264,7 @@ struct PoolWalk: ~Copyable {
         claim(pointer.block, Owner(kind: .bitmap))
         if level == 0, !isFirst { return }
         guard let page = try? core.loadPage(pointer) else {
-            problemOnce("page \(pointer.block) of the allocation map is not what was written")
+            problemOnce("page \(pointer.block) of the allocation map is not what was written", .allocationMap)
             wrongBitmaps.append(index << (7 * level))
             return
         }
@@ -275,7 +285,11 @@ struct PoolWalk: ~Copyable {
                 let block = UInt64(region) * core.space.regionBlocks + UInt64(bit)
                 let isDurable = bits.durable[bit / 64] >> UInt64(bit % 64) & 1 != 0
                 if isDurable == owners.isOwned(block) || (isDurable && hasLosses) { continue }
-                problem("block \(block) is \(isDurable ? "marked and has no owner" : "owned and not marked")")
+                if isDurable {
+                    problem("block \(block) is marked and has no owner", .ownerless)
+                } else {
+                    problem("block \(block) is owned and not marked")
+                }
             }
         }
     }
@@ -326,7 +340,7 @@ struct PoolWalk: ~Copyable {
         }
         for region in regions {
             guard let bits = try? core.space.bits(ofRegion: region) else {
-                problem("the bitmap of region \(region) is not what was written")
+                problem("the bitmap of region \(region) is not what was written", .allocationMap)
                 continue
             }
             // That its page is wrong has been said; what is free there nobody knows.
@@ -353,7 +367,11 @@ struct PoolWalk: ~Copyable {
             if hasLosses, isDurable, isBusy, !mustBeBusy {
                 report.setAsideBlocks += 1
             } else if isBusy != mustBeBusy {
-                problem("block \(block) is \(isBusy ? "taken and has no use" : "in use and not taken")")
+                if isBusy {
+                    problem("block \(block) is taken and has no use", .ownerless)
+                } else {
+                    problem("block \(block) is in use and not taken")
+                }
             }
         }
         let state = core.space.regions[region]
@@ -376,11 +394,49 @@ struct PoolWalk: ~Copyable {
                 try core.file.read(at: block * UInt64(Format.blockBytes), into: buffer)
                 report.verifiedBlocks += 1
                 if CRC32C.checksum(UnsafeRawBufferPointer(buffer)) != crc {
-                    problem("block \(block), logical block \(logical), is not what was written")
+                    problem("\(places(of: block, logical)), is not what was written", .data)
                 }
             } catch {
-                problem("block \(block) cannot be read: errno \(error.errno)")
+                let reason = PoolError.io(operation: "reading it", errno: error.errno)
+                problem("\(places(of: block, logical)): \(reason)", .data)
             }
         }
+    }
+
+    // MARK: Places in words
+
+    /// Blocks of a dataset, by what people know it as.
+    private func bytes(of start: UInt64, _ count: UInt64, in dataset: Dataset) -> String {
+        let blockBytes = UInt64(Format.blockBytes)
+        let size = dataset.sizeBytes / blockBytes
+        let count = min(count, size > start ? size - start : count)
+        return "\(count * blockBytes) bytes at \(start * blockBytes) of \(name(of: dataset))"
+    }
+
+    private func name(of dataset: Dataset) -> String {
+        let volume = core.name(ofVolume: dataset).map { "volume \($0)" } ?? "a deleted volume"
+        switch dataset.role {
+        case .head: return volume
+        case .snapshot: return "snapshot \(core.name(ofSnapshot: dataset) ?? "?") of \(volume)"
+        case .doomed: return "a deleted snapshot of \(volume)"
+        }
+    }
+
+    /// A data block, and all that have it: heads first, three of them by name.
+    private func places(of block: UInt64, _ logical: UInt64) -> String {
+        let holders = core.datasets.values.sorted { ($0.role.rawValue, $0.number) < ($1.role.rawValue, $1.number) }
+            .filter { holds($0, block, at: logical) }
+        let names = holders.prefix(3).map { name(of: $0) }.joined(separator: ", ")
+        let rest = holders.count > 3 ? " and \(holders.count - 3) more" : ""
+        let offset = logical * UInt64(Format.blockBytes)
+        return "block \(block), \(Format.blockBytes) bytes at \(offset) of \(names)\(rest)"
+    }
+
+    private func holds(_ dataset: Dataset, _ block: UInt64, at logical: UInt64) -> Bool {
+        for layer in dataset.layers {
+            if let recent = layer.lookup(logical) { return recent.block == block }
+        }
+        guard let leaf = try? core.leaf(root: dataset.root.pointer, block: logical) else { return false }
+        return leaf[entry: Int(logical % Format.leafEntries)].block == block
     }
 }

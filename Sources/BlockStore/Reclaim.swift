@@ -16,6 +16,8 @@ struct ReclaimStep {
     private(set) var cursor: UInt64
     private(set) var isFinished = true
     private(set) var mappedBlocks: UInt64 = 0
+    /// Blocks and pages that the step freed.
+    private(set) var freedBlocks: UInt64 = 0
 
     init(
         writer: MetadataWriter, dataset: UInt64, floor: OwnershipFloor, cursor: UInt64, budget: Int, counts: Bool
@@ -63,7 +65,9 @@ struct ReclaimStep {
             try walk(page[child: index], other?[child: index] ?? .null, level: level - 1, start: childStart)
             if !isFinished { return }
         }
-        if floor.ownsPage(pointer, endingAt: end) { try writer.free(pointer.block) }
+        guard floor.ownsPage(pointer, endingAt: end) else { return }
+        try writer.free(pointer.block)
+        freedBlocks += 1
     }
 
     private mutating func freeLeaf(
@@ -79,5 +83,6 @@ struct ReclaimStep {
         }
         if floor.ownsPage(pointer, endingAt: start + Format.leafEntries) { freed.append(pointer.block) }
         try writer.free(freed)
+        freedBlocks += UInt64(freed.count)
     }
 }

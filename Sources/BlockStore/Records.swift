@@ -66,6 +66,23 @@ public enum PoolState: Sendable, Equatable {
     case readOnly(reason: String)
 }
 
+/// How far the pool is with freeing what deleted snapshots and volumes, and large unmapped ranges, held.
+public struct ReclaimProgress: Sendable, Equatable {
+    /// Deleted things whose blocks are not all free yet.
+    public var pending: UInt64 = 0
+    /// Those of them that several states stand on, as after a revert: what they hold comes free when all but one of
+    /// those states are deleted, too.
+    public var waiting: UInt64 = 0
+    /// Of those that do not wait: sizes, and how much of that has been looked through. Holes are passed in no time.
+    public var sizeBytes: UInt64 = 0
+    public var doneBytes: UInt64 = 0
+    /// Freed since the pool was opened.
+    public var freedBytes: UInt64 = 0
+    /// Blocks that nothing refers to any more and that still count as used: for the moment until the last reader that
+    /// may see them has left, and the file system has them back.
+    public var leavingBytes: UInt64 = 0
+}
+
 /// A pool's size and counters at one moment. Counters start at zero when the pool is opened.
 public struct PoolStatistics: Sendable, Equatable {
     /// The most that data and map can occupy.
@@ -86,8 +103,9 @@ public struct PoolStatistics: Sendable, Equatable {
     public var metadataBytesWritten: UInt64 = 0
     public var journalBytesWritten: UInt64 = 0
     public var checksumErrors: UInt64 = 0
+    public var reclaim = ReclaimProgress()
     /// Deleted snapshots and volumes whose blocks are not yet all freed.
-    public var reclaimsPending: UInt64 = 0
+    public var reclaimsPending: UInt64 { reclaim.pending }
     public var volatileLog = VolatileLogState.off(reason: "")
     /// Records that a killed process had acknowledged but not made durable, brought back when the pool was opened.
     public var recordsFromVolatileLog: UInt64 = 0
@@ -119,6 +137,13 @@ public struct PoolOptions: Sendable {
 
     /// What ``limitMemory(toBytes:)`` was told last.
     public private(set) var memoryBytes: UInt64 = 768 << 20
+    /// Called once, when the pool fails, before anybody who waits hears of it: what it keeps is kept even if the
+    /// process is killed right after. It runs with the pool's lock held and must not call the pool.
+    public var onFailure: (@Sendable (_ reason: String) -> Void)?
+    /// Let go of what the system has in its cache of the file first, so that what is read is what the disk has. After a
+    /// failed sync the two may differ: the system then takes what it could not write for written.
+    public var dropsSystemCache = false
+
     /// Bytes of snapshots' attributes that are kept in memory; more are read from the disk when they are asked for.
     var attributeCacheBytes: UInt64 = 32 << 20
     /// Bytes of bitmaps of the pool's regions that are kept in memory; a region that is being changed is always there.

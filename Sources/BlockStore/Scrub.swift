@@ -56,7 +56,13 @@ public final class Scrub: @unchecked Sendable {
         self.core = core
         isWhole = position == nil
         if core.monitor.withLock({ core.refusal == nil }) { try core.maintain() }
-        report.expectedBytes = core.monitor.withLock { core.space.busyBlocks } * UInt64(Format.blockBytes)
+        // Of the reserved blocks only the superblocks, and of the journal what counts, are read.
+        report.expectedBytes = core.monitor.withLock {
+            let blockBytes = UInt64(Format.blockBytes)
+            let reserved = Format.journalBlock * blockBytes + core.superblock.journalBytes
+            let used = core.space.busyBlocks * blockBytes + core.journalUsedBytes
+            return used - min(used, reserved)
+        }
         report.position = position ?? ScrubPosition()
     }
 

@@ -23,6 +23,12 @@ public struct SpaceAnswer: Sendable, Equatable {
     /// snapshot of the set has several successors, as after a revert: what it alone holds comes back when at most one
     /// of those is left. It is more where the set is the last but one successor of something deleted before.
     public var freed = SpaceUse()
+    /// Pages of the snapshots' attributes. They are nobody else's, and come back with the snapshots.
+    public var attributeBytes: UInt64 = 0
+    /// ``exclusive`` with the attributes.
+    public var exclusiveBytes: UInt64 { exclusive.totalBytes + attributeBytes }
+    /// ``freed`` with the attributes.
+    public var freedBytes: UInt64 { freed.totalBytes + attributeBytes }
 }
 
 extension Pool {
@@ -123,7 +129,20 @@ struct SpaceQuery {
         let counts = sums.map { UInt64(max(0, $0)) }
         return SpaceAnswer(
             exclusive: SpaceUse(dataBytes: counts[0], mapBytes: counts[1]),
-            freed: SpaceUse(dataBytes: counts[2], mapBytes: counts[3]))
+            freed: SpaceUse(dataBytes: counts[2], mapBytes: counts[3]),
+            attributeBytes: try core.monitor.withLock { () throws(PoolError) in try attributeBytes() })
+    }
+
+    /// Called with the lock held.
+    private func attributeBytes() throws(PoolError) -> UInt64 {
+        var pages = 0
+        for id in Set(snapshots) {
+            let snapshot = try core.snapshot(id)
+            // Those of a new snapshot are not on the disk yet.
+            guard !snapshot.attributesRoot.isNull else { continue }
+            pages += MetadataWriter.streamPages(snapshot.attributeBytes)
+        }
+        return UInt64(pages * Format.blockBytes)
     }
 
     private func measure(_ term: SpacePlan.Term, _ isCancelled: () -> Bool) throws(PoolError) -> SpaceUse? {

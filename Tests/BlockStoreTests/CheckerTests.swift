@@ -63,6 +63,28 @@ struct CheckerTests {
         }
     }
 
+    @Test("what is wrong is named by volume, snapshot and offset, once for all that share it, with its kind")
+    func words() throws {
+        let disk = SimulatedDisk(seed: 1)
+        let (pool, _) = try makePool(disk)
+        #expect(check(pool).kinds == [])
+        disk.rot(block: try ScrubTests.place(pool, 62 * 10), bit: 4)
+        var report = check(pool)
+        #expect(report.kinds == [.data])
+        #expect(report.problems.count == 1)
+        let place = "4096 bytes at \(62 * 10 * 4096) of volume v, snapshot s of volume v, snapshot t of volume v"
+        #expect(report.problems[0].contains(place), "\(report.problems)")
+        try pool.maintain()
+        let root = try pool.core.volume(ScrubTests.volume).head.root.pointer
+        try pool.close()
+        disk.rot(block: root.block, bit: 9)
+        let again = try Pool.open(on: disk, options: .small())
+        report = check(again)
+        #expect(report.kinds.contains(.map) && !report.kinds.contains(.superblock))
+        let page = report.problems.filter { $0.hasPrefix("map page \(root.block), which leads to ") }
+        #expect(page.count == 1 && page[0].contains("\(64 << 20) bytes at 0 of volume v"), "\(report.problems)")
+    }
+
     @Test("an owner is the same after it was packed into its 16 bytes")
     func packing() {
         let owner = OwnerTable.Owner(

@@ -109,19 +109,24 @@ struct FaultTests {
     @Test("a failed sync fails the pool for good: writes are refused, reads go on, and it says why")
     func failedSync() throws {
         let disk = SimulatedDisk(seed: 1)
-        let pool = try Pool.create(on: disk, options: .small())
+        let told = Mutex<[String]>([])
+        var options = PoolOptions.small()
+        options.onFailure = { reason in told.withLock { $0.append(reason) } }
+        let pool = try Pool.create(on: disk, options: options)
         _ = try pool.createVolume(id: volume, name: "v", sizeBytes: 4 * mib)
         let device = try pool.device(of: volume)
         try device.write(pattern(1), at: 0)
         disk.setPlan { _, call in call == .sync ? .fail(errno: EIO) : nil }
         #expect(throws: BlockError.io(errno: EIO)) { try device.flush() }
+        #expect(told.withLock { $0 } == ["syncing data failed: Input/output error"], "before the flush was answered")
         disk.setPlan(nil)
         #expect(throws: BlockError.readOnly) { try device.write(pattern(2), at: 0) }
         #expect(throws: BlockError.readOnly) { try device.flush() }
-        #expect(throws: PoolError.readOnly("syncing data failed with errno 5")) { try pool.maintain() }
+        #expect(throws: PoolError.readOnly("syncing data failed: Input/output error")) { try pool.maintain() }
         #expect(device.isReadOnly)
         #expect(try device.read(4096, at: 0) == pattern(1))
-        #expect(pool.statistics.state == .readOnly(reason: "syncing data failed with errno 5"))
+        #expect(pool.statistics.state == .readOnly(reason: "syncing data failed: Input/output error"))
+        #expect(told.withLock { $0.count } == 1)
     }
 
     @Test("rot in a data block becomes a medium error for that block and never data")

@@ -9,8 +9,10 @@ private struct Bench {
     let pool: Pool
     let volume = VolumeID.random()
 
-    init() throws {
-        pool = try Pool.create(on: SimulatedDisk(seed: 1), options: .small())
+    init(maxSizeBytes: UInt64 = 64 * mib) throws {
+        var options = PoolOptions.small()
+        options.maxSizeBytes = maxSizeBytes
+        pool = try Pool.create(on: SimulatedDisk(seed: 1), options: options)
         _ = try pool.createVolume(id: volume, name: "v", sizeBytes: 64 * mib)
     }
 
@@ -81,6 +83,79 @@ struct SpaceTests {
             #expect(answer.freed.mapBytes == (before.pages - after.pages) * 4096)
             #expect(answer.exclusive == answer.freed)
         }
+    }
+
+    @Test("the pool's use falls by what the answer says, to the byte, evidence included, also with a clone beside it")
+    func freedToTheByte() throws {
+        // In one large region, so that no bitmap comes free with the last block of its region.
+        let bench = try Bench(maxSizeBytes: 8 << 30)
+        var ids: [SnapshotID] = []
+        for (round, attributeBytes) in [0, 100, 4096, 20000].enumerated() {
+            try bench.write(UInt64(round * 300)..<UInt64(round * 300 + 500), UInt64(round + 1) << 20)
+            ids.append(.random())
+            _ = try bench.pool.createSnapshot(
+                id: ids[round], name: "s\(round)", volumes: [bench.volume],
+                attributes: [UInt8](repeating: 7, count: attributeBytes))
+        }
+        let clone = try bench.clone(ids[0], "c")
+        try bench.write(0..<40, 77 << 20, to: clone)
+        try bench.write(100..<900, 9 << 20)
+        /// The catalog is not asked about, and is no larger than a page here.
+        func used() throws -> UInt64 {
+            _ = try bench.settled()
+            for _ in 0..<3 { try bench.pool.maintain() }
+            #expect(bench.pool.statistics.reclaim.leavingBytes == 0)
+            return bench.pool.statistics.usedBytes
+        }
+        for (chosen, evidenceBytes) in [([1], UInt64(4096)), ([2, 3], 4096 + 6 * 4096)] {
+            let before = try used()
+            let answer = try bench.pool.space(of: chosen.map { ids[$0] })
+            #expect(answer.attributeBytes == evidenceBytes)
+            for index in chosen { try bench.pool.deleteSnapshot(ids[index]) }
+            #expect(before - (try used()) == answer.freedBytes)
+        }
+    }
+
+    @Test("reclaim says how far it is: what is under way, what waits for others, and what it freed")
+    func reclaimProgress() throws {
+        var options = PoolOptions.small()
+        options.reclaimPagesPerPass = 5
+        let pool = try Pool.create(on: SimulatedDisk(seed: 1), options: options)
+        let volume = VolumeID.random()
+        _ = try pool.createVolume(id: volume, name: "v", sizeBytes: 64 * mib)
+        let device = try pool.device(of: volume)
+        for block in 0..<UInt64(40) { try device.write(pattern(block), at: block * mib) }
+        let id = SnapshotID.random()
+        _ = try pool.createSnapshot(id: id, name: "s", volumes: [volume], attributes: [])
+        for block in 0..<UInt64(40) { try device.write(pattern(block + 100), at: block * mib) }
+        let cloned = VolumeID.random()
+        _ = try pool.clone(snapshot: id, volume: volume, newID: cloned, name: "c")
+        #expect(throws: PoolError.hasClones(["c"])) { try pool.deleteSnapshot(id) }
+        _ = try pool.revert(
+            volumes: [volume], to: id, keepAs: .random(), keepName: "kept", attributes: [])
+        try pool.deleteVolume(cloned)
+        while pool.statistics.reclaim.pending > 0 { try pool.maintain() }
+        // The kept state and the head both stand on it.
+        try pool.deleteSnapshot(id)
+        try pool.maintain()
+        #expect(pool.statistics.reclaim.pending == 1 && pool.statistics.reclaim.waiting == 1)
+        let kept = try #require(pool.snapshots().first).id
+        try pool.deleteSnapshot(kept)
+        var steps: [UInt64] = []
+        var freed: UInt64 = 0
+        while pool.statistics.reclaim.pending > 0 {
+            try pool.maintain()
+            let progress = pool.statistics.reclaim
+            if progress.pending == 2 { steps.append(progress.doneBytes) }
+            #expect(progress.doneBytes <= progress.sizeBytes && progress.freedBytes >= freed)
+            freed = progress.freedBytes
+        }
+        #expect(steps.count > 2 && steps == steps.sorted() && Set(steps).count == steps.count, "\(steps)")
+        // The kept state's 40 blocks and their pages; the snapshot's own are the head's now.
+        #expect(freed >= 80 * 4096)
+        for _ in 0..<3 { try pool.maintain() }
+        #expect(pool.statistics.reclaim.leavingBytes == 0)
+        try pool.close()
     }
 
     @Test("a question while deletions are half reclaimed counts what they still give back to nobody")

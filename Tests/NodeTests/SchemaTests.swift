@@ -135,6 +135,7 @@ struct SchemaTests {
             "SuperblockCopyInfo", SuperblockCopyInfo(offset: 0, generation: 1, isGood: true),
             SuperblockCopyInfo(offset: 0, generation: nil, isGood: false)),
         Sample("PoolMemoryInfo", memory), Sample("PoolAlert", PoolAlert(kind: "k", message: "m", hint: "h")),
+        Sample("ReclaimInfo", ReclaimInfo()),
         Sample("ScrubInfo", scrub(now), scrub(nil)),
         Sample("ScrubRequest", ScrubRequest(bytesPerSecond: 1 << 20, restart: true), ScrubRequest()),
         Sample("PoolGrowRequest", PoolGrowRequest(sizeBytes: 1), PoolGrowRequest()),
@@ -169,8 +170,8 @@ struct SchemaTests {
         PoolInfo(
             path: "p", backend: "pread", state: scrub == nil ? .healthy : .full, failure: scrub == nil ? nil : "f",
             sizeBytes: 1, usedBytes: 1, freeBytes: 1, usedPercent: 50, softThresholdPercent: 80, journalSizeBytes: 1,
-            journalUsedBytes: 1, generation: 1, epoch: 1, superblockCopies: [], memory: memory, scrub: scrub, alerts: []
-        )
+            journalUsedBytes: 1, generation: 1, epoch: 1, superblockCopies: [], memory: memory,
+            reclaim: ReclaimInfo(), scrub: scrub, alerts: [])
     }
 
     static let guestSnapshot = GuestSnapshot(name: "n", createdAt: now, consistency: .crash, hasMemory: false)

@@ -24,6 +24,8 @@ public struct PoolInfo: Codable, Sendable, Equatable {
     public var epoch: UInt64
     public var superblockCopies: [SuperblockCopyInfo]
     public var memory: PoolMemoryInfo
+    /// Freeing what was deleted.
+    public var reclaim: ReclaimInfo
     /// The scrub that runs, or the last one.
     public var scrub: ScrubInfo?
     public var alerts: [PoolAlert]
@@ -32,7 +34,7 @@ public struct PoolInfo: Codable, Sendable, Equatable {
         path: String, backend: String, state: PoolStatus.State, failure: String?, sizeBytes: UInt64, usedBytes: UInt64,
         freeBytes: UInt64, usedPercent: Double, softThresholdPercent: Int, journalSizeBytes: UInt64,
         journalUsedBytes: UInt64, generation: UInt64, epoch: UInt64, superblockCopies: [SuperblockCopyInfo],
-        memory: PoolMemoryInfo, scrub: ScrubInfo?, alerts: [PoolAlert]
+        memory: PoolMemoryInfo, reclaim: ReclaimInfo, scrub: ScrubInfo?, alerts: [PoolAlert]
     ) {
         self.path = path
         self.backend = backend
@@ -49,6 +51,7 @@ public struct PoolInfo: Codable, Sendable, Equatable {
         self.epoch = epoch
         self.superblockCopies = superblockCopies
         self.memory = memory
+        self.reclaim = reclaim
         self.scrub = scrub
         self.alerts = alerts
     }
@@ -87,6 +90,34 @@ public struct PoolMemoryInfo: Codable, Sendable, Equatable {
         self.cacheBytes = cacheBytes
         self.cacheLimitBytes = cacheLimitBytes
         self.bitmapBytes = bitmapBytes
+    }
+}
+
+/// How far the pool is with freeing what deleted snapshots and volumes, and large unmapped ranges, held.
+public struct ReclaimInfo: Codable, Sendable, Equatable {
+    /// Deleted things whose blocks are not all free yet.
+    public var pending: UInt64
+    /// Those of them that several states stand on, as after a revert: what they hold comes free when all but one of
+    /// those are deleted, too.
+    public var waiting: UInt64
+    /// Of those that do not wait: their sizes, and how much of that has been looked through.
+    public var sizeBytes: UInt64
+    public var doneBytes: UInt64
+    /// Freed since the node was started.
+    public var freedBytes: UInt64
+    /// Free, and for a moment still counted as used.
+    public var leavingBytes: UInt64
+
+    public init(
+        pending: UInt64 = 0, waiting: UInt64 = 0, sizeBytes: UInt64 = 0, doneBytes: UInt64 = 0, freedBytes: UInt64 = 0,
+        leavingBytes: UInt64 = 0
+    ) {
+        self.pending = pending
+        self.waiting = waiting
+        self.sizeBytes = sizeBytes
+        self.doneBytes = doneBytes
+        self.freedBytes = freedBytes
+        self.leavingBytes = leavingBytes
     }
 }
 
@@ -174,6 +205,8 @@ public struct PoolCheckInfo: Codable, Sendable, Equatable {
     public var isSound: Bool
     /// In words; at most a hundred.
     public var problems: [String]
+    /// What to do about them.
+    public var advice: [String]
     public var volumes: Int
     public var snapshots: Int
     public var mapPages: UInt64
@@ -186,13 +219,15 @@ public struct PoolCheckInfo: Codable, Sendable, Equatable {
     public var repairedBlocks: UInt64?
 
     public init(
-        path: String, isSound: Bool, problems: [String], volumes: Int = 0, snapshots: Int = 0, mapPages: UInt64 = 0,
+        path: String, isSound: Bool, problems: [String], advice: [String] = [], volumes: Int = 0, snapshots: Int = 0,
+        mapPages: UInt64 = 0,
         dataBlocks: UInt64 = 0, verifiedBlocks: UInt64 = 0, setAsideBlocks: UInt64? = nil,
         repairedBlocks: UInt64? = nil
     ) {
         self.path = path
         self.isSound = isSound
         self.problems = problems
+        self.advice = advice
         self.volumes = volumes
         self.snapshots = snapshots
         self.mapPages = mapPages

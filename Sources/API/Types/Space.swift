@@ -1,4 +1,4 @@
-/// What a set of snapshots holds, blocks of data and of maps together. Exact as of the question.
+/// What a set of snapshots holds, blocks of data, of maps and of the evidence together. Exact as of the question.
 public struct SpaceInfo: Codable, Sendable, Equatable {
     /// What nothing outside of the set refers to.
     public var exclusiveBytes: UInt64

@@ -20,7 +20,7 @@ extension Inventory {
     private func space(of snapshots: [SnapshotID], volumes: [VolumeID] = []) async throws -> SpaceInfo {
         let pool = pool
         let answer = try await blocking.run { try pool.space(of: snapshots, volumes: volumes) }
-        return SpaceInfo(exclusiveBytes: answer.exclusive.totalBytes, freedBytes: answer.freed.totalBytes)
+        return SpaceInfo(exclusiveBytes: answer.exclusiveBytes, freedBytes: answer.freedBytes)
     }
 
     /// Adds what each snapshot alone holds. One that goes away meanwhile stays without, and so do all of a pool whose

@@ -34,6 +34,7 @@ extension NodeServices {
             ("overlay_entries", "Mappings only in memory and journal.", pool.overlayEntries),
             ("journal_used_bytes", "Bytes of the journal in use.", pool.journalUsedBytes),
             ("reclaims_pending", "Deleted snapshots and volumes not yet reclaimed.", pool.reclaimsPending),
+            ("reclaims_waiting", "Those of them that several states stand on.", pool.reclaim.waiting),
         ]
         for (name, help, value) in gauges {
             metrics.add("stillpoint_pool_\(name)", .gauge, help, [.init(Double(value))])
@@ -52,6 +53,7 @@ extension NodeServices {
             ("data_written_bytes_total", "Data written.", pool.dataBytesWritten),
             ("metadata_written_bytes_total", "Map pages written.", pool.metadataBytesWritten),
             ("journal_written_bytes_total", "Journal written.", pool.journalBytesWritten),
+            ("reclaimed_bytes_total", "Freed of deleted snapshots and volumes.", pool.reclaim.freedBytes),
             ("checksum_errors_total", "Blocks that came back from the disk wrong.", pool.checksumErrors),
         ]
         for (name, help, value) in counters {

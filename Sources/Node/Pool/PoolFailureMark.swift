@@ -20,8 +20,19 @@ struct PoolFailureMark: Codable, Equatable, Sendable {
         return mark
     }
 
+    /// The disk that refused a sync may be this directory's, too. Where it does not even take the mark, a mark in the
+    /// system's cache is kept: it lasts as long as the doubt, since the machine's next run sees what the disk has.
     func write(_ dataDirectory: String) throws {
-        try PrivateFile.write(try JSONEncoder().encode(self), to: Self.path(dataDirectory))
+        let data = try JSONEncoder().encode(self)
+        let path = Self.path(dataDirectory)
+        do {
+            try PrivateFile.write(data, to: path)
+        } catch {
+            let attributes: [FileAttributeKey: Any] = [.posixPermissions: 0o600]
+            guard FileManager.default.createFile(atPath: path, contents: data, attributes: attributes) else {
+                throw error
+            }
+        }
     }
 
     static func remove(_ dataDirectory: String) { _ = unlink(path(dataDirectory)) }

@@ -23,16 +23,34 @@ extension NodeProcess {
             options.readOnlyReason = mark.sentence
             logger.critical("the pool is opened read-only", metadata: ["reason": "\(mark.sentence)"])
         }
+        let directory = configuration.dataDirectory
+        options.onFailure = { reason in keepFailure(reason, directory, logger) }
         let pool = try openOrMake(path, options, logger)
         logger.notice("pool opened", metadata: ["path": "\(path)", "io": "\(pool.backend)"])
         report(pool.statistics, options, logger)
         return pool
     }
 
+    /// Before any initiator hears of it: a node that is killed right after must not write on at its next start.
+    private static func keepFailure(_ reason: String, _ dataDirectory: String, _ logger: Logger) {
+        logger.critical("the pool has failed and is read-only from now on", metadata: ["reason": "\(reason)"])
+        do {
+            try PoolFailureMark(reason: reason, failedAt: .now).write(dataDirectory)
+        } catch {
+            logger.error("the pool's failure could not be kept for the next start", metadata: ["error": "\(error)"])
+        }
+    }
+
     private static func openOrMake(_ path: String, _ options: PoolOptions, _ logger: Logger) throws -> Pool {
+        if let reason = HostFile.refusal(of: options.backend) {
+            throw ServeFailure(
+                "pool.io is \(options.backend.rawValue), and this system allows no io_uring (\(reason)). "
+                    + "With auto the node takes it where it can be had, and else pread")
+        }
         if try mustMake(path) {
+            let pool = try Pool.create(path: path, options: options)
             logger.notice("pool made", metadata: ["path": "\(path)"])
-            return try Pool.create(path: path, options: options)
+            return pool
         }
         let opened: Result<Pool, PoolError> = Result { () throws(PoolError) in
             try Pool.open(path: path, options: options)

@@ -23,7 +23,13 @@ extension NodeServices {
             memory: PoolMemoryInfo(
                 limitBytes: memory.limitBytes, overlayBytes: memory.overlayBytes, cacheBytes: memory.cacheBytes,
                 cacheLimitBytes: memory.cacheLimitBytes, bitmapBytes: memory.bitmapBytes),
-            scrub: scrub, alerts: watch.alerts(statistics, scrub: scrub))
+            reclaim: Self.reclaim(statistics.reclaim), scrub: scrub, alerts: watch.alerts(statistics, scrub: scrub))
+    }
+
+    private static func reclaim(_ progress: ReclaimProgress) -> ReclaimInfo {
+        ReclaimInfo(
+            pending: progress.pending, waiting: progress.waiting, sizeBytes: progress.sizeBytes,
+            doneBytes: progress.doneBytes, freedBytes: progress.freedBytes, leavingBytes: progress.leavingBytes)
     }
 
     func growPool(_ request: PoolGrowRequest) async throws -> PoolInfo {
@@ -63,16 +69,48 @@ public func checkPool(
         let report = try PoolChecker.check(path: path, verifiesData: verifiesData)
         if clearsFailure, report.isSound { PoolFailureMark.remove(configuration.dataDirectory) }
         return PoolCheckInfo(
-            path: path, isSound: report.isSound, problems: report.problems, volumes: report.volumes,
-            snapshots: report.snapshots, mapPages: report.mapPages, dataBlocks: report.dataBlocks,
+            path: path, isSound: report.isSound, problems: report.problems, advice: advice(report.kinds),
+            volumes: report.volumes, snapshots: report.snapshots, mapPages: report.mapPages,
+            dataBlocks: report.dataBlocks,
             verifiedBlocks: report.verifiedBlocks, setAsideBlocks: report.setAsideBlocks, repairedBlocks: repaired)
     } catch let error as PoolError {
         switch error {
         case .inUse:
             throw ServeFailure("a node has the pool \(path) open; stop it first, or scrub it while it runs")
-        case .damaged, .notAPool, .unsupported:
+        case .damaged:
+            return PoolCheckInfo(
+                path: path, isSound: false, problems: [error.description], advice: [advice(.catalog)])
+        case .notAPool, .unsupported:
             return PoolCheckInfo(path: path, isSound: false, problems: [error.description])
         default: throw ServeFailure("the pool \(path) cannot be checked: \(error.description)")
         }
+    }
+}
+
+/// What to do about each kind of problem that a check found.
+private func advice(_ kinds: Set<PoolProblemKind>) -> [String] {
+    PoolProblemKind.allCases.filter(kinds.contains).map(advice)
+}
+
+private func advice(_ kind: PoolProblemKind) -> String {
+    switch kind {
+    case .data:
+        "Wrong data: reads of those places fail, all others work. Restore them from a snapshot that does not have the "
+            + "block, or from a backup, or overwrite them; see to the disk"
+    case .map:
+        "Wrong map pages: what they lead to cannot be read, everything else can. Overwrite, unmap or delete it; "
+            + "see to the disk"
+    case .allocationMap:
+        "Wrong allocation map: nothing stored is lost. stillpoint pool check --repair makes it anew from the volumes' "
+            + "maps"
+    case .ownerless: "Blocks without an owner: stillpoint pool check --repair frees them"
+    case .superblock:
+        "Wrong copies of the superblock: start the node and run stillpoint pool scrub, which writes them anew"
+    case .catalog:
+        "A pool that cannot be read as a whole: copy its file or device away before anything else is tried, and "
+            + "restore from a replica or a backup where its node does not even open it read-only"
+    case .contradiction:
+        "Structures that contradict each other: no fault of a disk does that. Write nothing to the pool, keep a copy "
+            + "of it, read what can be read, and report it"
     }
 }

@@ -6,12 +6,11 @@ import Logging
 import ServiceLifecycle
 import Synchronization
 
-/// Looks at the pool every second: tells initiators and the log when space runs out, keeps a failure over a restart,
-/// and knows what somebody should look at.
+/// Looks at the pool every second: tells initiators and the log when space runs out, and knows what somebody should
+/// look at.
 final class PoolWatch: Sendable {
     private struct State {
         var isAboveThreshold = false
-        var hasFailed = false
         var damageTotal: UInt64 = 0
         var crossings: UInt64 = 0
     }
@@ -22,7 +21,6 @@ final class PoolWatch: Sendable {
     let pool: Pool
     let softThresholdPercent: Int
     let path: String
-    private let dataDirectory: String
     private let registry: TargetRegistry
     private let blocking: BlockingCalls
     private let logger: Logger
@@ -34,7 +32,6 @@ final class PoolWatch: Sendable {
         self.pool = pool
         softThresholdPercent = configuration.poolSoftThresholdPercent
         path = configuration.effectivePoolPath
-        dataDirectory = configuration.dataDirectory
         self.registry = registry
         self.blocking = blocking
         self.logger = logger
@@ -55,7 +52,6 @@ final class PoolWatch: Sendable {
     func look() async throws -> Bool {
         let pool = pool
         let (statistics, damage) = try await blocking.run { (pool.statistics, pool.damage()) }
-        noteFailure(statistics)
         noteDamage(damage.records, total: damage.total)
         guard noteUse(Self.usedPercent(statistics)) else { return false }
         logger.warning(
@@ -82,23 +78,6 @@ final class PoolWatch: Sendable {
             let isCrossed = state.isAboveThreshold && !wasAbove
             if isCrossed { state.crossings += 1 }
             return isCrossed
-        }
-    }
-
-    private func noteFailure(_ statistics: PoolStatistics) {
-        guard case .readOnly(let reason) = statistics.state else { return }
-        let isNew = state.withLock { state in
-            let isNew = !state.hasFailed
-            state.hasFailed = true
-            return isNew
-        }
-        // One that was opened read-only is no news, and has its mark already.
-        guard isNew, !pool.isOpenedReadOnly else { return }
-        logger.critical("the pool has failed and is read-only from now on", metadata: ["reason": "\(reason)"])
-        do {
-            try PoolFailureMark(reason: reason, failedAt: .now).write(dataDirectory)
-        } catch {
-            logger.error("the pool's failure could not be kept for the next start", metadata: ["error": "\(error)"])
         }
     }
 

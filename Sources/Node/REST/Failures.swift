@@ -69,14 +69,20 @@ extension APIFailure {
             case .hasSnapshots: (409, "volumeHasSnapshots", "Delete them first")
             case .hasClones: (409, "snapshotHasClones", "Delete the clones first")
             case .notAClone: (404, "cloneNotFound", nil)
-            case .unrelated: (409, "snapshotsUnrelated", nil)
+            case .unrelated:
+                (409, "snapshotsUnrelated", "Related are the snapshots of one volume, of its clones and of its origin")
             case .badStream: (400, "badStream", "Send it again; stillpoint receive list shows where to resume")
             case .unsupportedStream: (400, "streamVersion", "Update this node, or send from an older one")
             case .refusedStream: (409, "streamRefused", nil)
             case .changing: (409, "changing", "Try again")
             case .cancelled: (503, "cancelled", nil)
             case .noSpace: (507, "poolFull", "Delete snapshots or volumes, or give the pool more room")
-            case .readOnly: (503, "poolReadOnly", "The log says what failed; nothing more is written until a restart")
+            case .readOnly:
+                (
+                    503, "poolReadOnly",
+                    "What is there can be read; see to the disk, stop the node, and run: "
+                        + "stillpoint pool check --clear-failure"
+                )
             case .inUse, .notAPool, .unsupported, .damaged, .closed, .io: (500, "poolFailed", nil)
             }
         return APIFailure(status: status, code: code, message: error.description, hint: hint)

@@ -5,7 +5,8 @@ import API
 extension ObjectSchemas {
     static let history = [
         ObjectSchema(
-            "SpaceInfo", "What a set of snapshots and volumes holds, blocks of data and of maps together.",
+            "SpaceInfo",
+            "What a set of snapshots and volumes holds, blocks of data, of maps and of the evidence together.",
             [
                 required("exclusiveBytes", .bytes, "What nothing outside of the set refers to."),
                 required(

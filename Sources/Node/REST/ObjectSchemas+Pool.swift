@@ -15,7 +15,7 @@ extension ObjectSchemas {
                 required("generation", .integer(0...Int.max), "Checkpoints written since the pool was made."),
                 required("epoch", .integer(0...Int.max)),
                 required("superblockCopies", .array(.named("SuperblockCopyInfo"))),
-                required("memory", .named("PoolMemoryInfo")),
+                required("memory", .named("PoolMemoryInfo")), required("reclaim", .named("ReclaimInfo")),
                 optional("scrub", .named("ScrubInfo"), "The one that runs, or the last one."),
                 required("alerts", .array(.named("PoolAlert"))),
             ]),
@@ -31,6 +31,18 @@ extension ObjectSchemas {
                 required("limitBytes", .bytes, "What it may take for all that grows with its use."),
                 required("overlayBytes", .bytes, "Mappings that are not in the map on disk yet."),
                 required("cacheBytes", .bytes), required("cacheLimitBytes", .bytes), required("bitmapBytes", .bytes),
+            ]),
+        ObjectSchema(
+            "ReclaimInfo", "How far the pool is with freeing what was deleted.",
+            [
+                required("pending", .integer(0...Int.max), "Deleted things whose blocks are not all free yet."),
+                required(
+                    "waiting", .integer(0...Int.max),
+                    "Those of them that several states stand on: they come free when all but one are deleted, too."),
+                required("sizeBytes", .bytes, "Of those that do not wait."),
+                required("doneBytes", .bytes, "How much of that was looked through."),
+                required("freedBytes", .bytes, "Since the node was started."),
+                required("leavingBytes", .bytes, "Free, and for a moment still counted as used."),
             ]),
         ObjectSchema(
             "PoolAlert", "Something about the pool that somebody should look at.",

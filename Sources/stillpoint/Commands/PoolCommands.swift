@@ -149,9 +149,26 @@ enum PoolReport {
             "at most \(Show.bytes(memory.limitBytes)); now \(Show.bytes(memory.overlayBytes)) recent mappings, "
                 + "\(Show.bytes(memory.cacheBytes)) of \(Show.bytes(memory.cacheLimitBytes)) page cache, "
                 + "\(Show.bytes(memory.bitmapBytes)) bitmaps")
+        text.add("Reclaim", reclaim(pool.reclaim))
         text.add("Last scrub", pool.scrub.map(scrub) ?? "never")
         text.add("Alerts", lines: pool.alerts.isEmpty ? ["none"] : pool.alerts.flatMap(alert))
         return text.rendered()
+    }
+
+    static func reclaim(_ reclaim: ReclaimInfo) -> String {
+        var parts: [String] = []
+        let active = reclaim.pending - min(reclaim.pending, reclaim.waiting)
+        if active > 0 {
+            let percent = reclaim.sizeBytes == 0 ? 0 : reclaim.doneBytes * 100 / reclaim.sizeBytes
+            parts.append("\(active) deleted under way, \(percent) % of \(Show.bytes(reclaim.sizeBytes)) looked through")
+        }
+        if reclaim.waiting > 0 {
+            parts.append("\(reclaim.waiting) deleted until one of the states that stand on it is, too")
+        }
+        if reclaim.leavingBytes > 0 { parts.append("\(Show.bytes(reclaim.leavingBytes)) of the used on their way out") }
+        if parts.isEmpty { parts.append("nothing to do") }
+        if reclaim.freedBytes > 0 { parts.append("\(Show.bytes(reclaim.freedBytes)) freed since the start") }
+        return parts.joined(separator: "; ")
     }
 
     static func state(_ state: PoolStatus.State, _ failure: String?) -> String {
@@ -175,12 +192,18 @@ enum PoolReport {
     }
 
     static func check(_ result: PoolCheckInfo) -> String {
+        guard result.isSound || result.volumes + result.snapshots > 0 || result.mapPages > 0 else {
+            return (["\(result.path) was not checked:"] + (result.problems + result.advice).map { "  " + $0 })
+                .joined(separator: "\n")
+        }
         let head =
             "\(result.path): \(result.volumes) volumes, \(result.snapshots) snapshots, \(result.mapPages) map pages, "
-            + "\(result.dataBlocks) data blocks, \(result.verifiedBlocks) of them read"
+            + "\(result.dataBlocks) data blocks in the maps, \(result.verifiedBlocks) data blocks read"
             + (result.repairedBlocks.map { "; \($0) blocks that had no owner were freed" } ?? "")
             + (result.setAsideBlocks.map { $0 > 0 ? "; \($0) blocks are set aside" : "" } ?? "")
         guard !result.isSound else { return head + "\nThe pool is sound" }
-        return ([head, "The pool is NOT sound:"] + result.problems.map { "  " + $0 }).joined(separator: "\n")
+        let advice = result.advice.isEmpty ? [] : ["What to do:"] + result.advice.map { "  " + $0 }
+        return ([head, "The pool is NOT sound:"] + result.problems.map { "  " + $0 } + advice)
+            .joined(separator: "\n")
     }
 }

@@ -96,9 +96,14 @@ struct SnapshotCommands: AsyncParsableCommand {
 
     struct Delete: NodeCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Delete snapshots.", discussion: "Refused while a clone of one exists.")
+            abstract: "Delete snapshots.",
+            discussion: """
+                FIRST..LAST stands for all snapshots from one to another of the volumes that both have. Refused while \
+                a clone of one exists: then none is deleted.
+                """)
 
-        @Argument(help: "Ids or names of the snapshots.", completion: Names.snapshots) var snapshots: [String]
+        @Argument(help: "Ids or names of snapshots, or FIRST..LAST.", completion: Names.snapshots) var snapshots:
+            [String]
         @Flag(help: "Delete nothing; say what would be freed, and what stands in the way.") var dryRun = false
         @OptionGroup var connection: ConnectionOptions
 
@@ -110,7 +115,14 @@ struct SnapshotCommands: AsyncParsableCommand {
             if dryRun {
                 return try await SpaceReport.print(snapshots, on: node, asDeletion: true, isJSON: connection.isJSON)
             }
-            for snapshot in snapshots {
+            // Of several all are looked at before one is deleted.
+            var names = snapshots
+            if names.count > 1 || names[0].contains("..") {
+                let chosen = try SpaceReport.select(snapshots, from: try await node.snapshots())
+                try SpaceReport.refuseWithClones(chosen, what: "Nothing was deleted")
+                names = chosen.map(\.name)
+            }
+            for snapshot in names {
                 if let job = try await node.deleteSnapshot(snapshot) {
                     _ = try await JobProgress(node: node, isQuiet: true).follow(job)
                 }

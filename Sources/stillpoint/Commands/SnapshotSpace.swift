@@ -32,14 +32,25 @@ enum SpaceReport {
     static func print(_ names: [String], on node: NodeClient, asDeletion: Bool, isJSON: Bool) async throws {
         let chosen = try select(names, from: try await node.snapshots())
         let space = try await node.space(SpaceRequest(snapshots: chosen.map(\.id)))
-        if isJSON { return try Output.json(space) }
-        let what = chosen.count == 1 ? "snapshot \(chosen[0].name)" : "these \(chosen.count) snapshots"
-        Swift.print("Deleting \(what) would free \(SnapshotReport.freed(space))")
-        if chosen.count > 1 { for snapshot in chosen { Swift.print("  \(snapshot.name)") } }
-        guard asDeletion else { return }
-        for snapshot in chosen where !snapshot.clones.isEmpty {
-            Terminal.error("Refused as it is: snapshot \(snapshot.name) has clones: \(Show.list(snapshot.clones))")
+        if isJSON {
+            try Output.json(space)
+        } else {
+            let what = chosen.count == 1 ? "snapshot \(chosen[0].name)" : "these \(chosen.count) snapshots"
+            Swift.print("Deleting \(what) would free \(SnapshotReport.freed(space))")
+            if chosen.count > 1 { for snapshot in chosen { Swift.print("  \(snapshot.name)") } }
         }
+        if asDeletion { try refuseWithClones(chosen, what: "It would be refused") }
+    }
+
+    /// Throws where a snapshot has clones, and names all of them.
+    static func refuseWithClones(_ chosen: [SnapshotInfo], what: String) throws {
+        let held = chosen.filter { !$0.clones.isEmpty }
+        guard !held.isEmpty else { return }
+        let reasons = held.map { "the snapshot \"\($0.name)\" has clones: \(Show.list($0.clones))" }
+        throw CommandFailure(
+            "\(what): \(reasons.joined(separator: "; "))",
+            hint: "Delete the clones first (stillpoint clone delete); or, to keep one and do without the snapshot's "
+                + "volume, make it the owner (stillpoint clone promote)")
     }
 
     /// The snapshots that the arguments name; `FIRST..LAST` names those between two, in the order of their cuts.
