@@ -1,9 +1,8 @@
 internal import BlockIO
 
 /// What a member of a snapshot holds, in 24 bytes that two pools can compare: the number of mapped blocks, and a sum
-/// over the mapped leaves (stretches of 1 MiB) of the SipHash-2-4-128 of their place and of the CRC-32C of each
-/// block or
-/// its absence.
+/// over the mapped leaves (stretches of 1 MiB) of the SipHash-2-4-128 of their place and of the CRC-32C of each block
+/// or its absence.
 ///
 /// Being a sum it follows from an older snapshot's by what differs, so that checking an increment costs what the
 /// increment does. It tells apart what was transferred wrongly; it is no signature, as nothing without a key can be.
@@ -12,7 +11,7 @@ struct ContentDigest: Equatable, Sendable {
     var low: UInt64 = 0
     var high: UInt64 = 0
 
-    /// "Stillpoint digest" has no secret to keep: the key only separates this use from others.
+    /// "Stillpointdigest" has no secret to keep: the key only separates this use from others.
     private static let key: (UInt64, UInt64) = (0x696f_706c_6c69_7453, 0x7473_6567_6964_746e)
 
     mutating func add(_ leaf: Page, index: UInt64) { apply(leaf, index, isAdded: true) }

@@ -75,6 +75,55 @@ struct AtomicityTests {
         try pool.close()
     }
 
+    @Test("writers, holes and zeros over the same range: each 64 KiB is one of them whole, before and after a start")
+    func writesAndHoles() throws {
+        let disk = SimulatedDisk(seed: 1)
+        var options = PoolOptions.small(hasThread: true)
+        options.overlayEntries = 200
+        var pool = try Pool.create(on: disk, options: options)
+        _ = try pool.createVolume(id: volume, name: "v", sizeBytes: 64 << 20)
+        var device = try pool.device(of: volume)
+        let count = 64 << 10
+        let mixtures = Atomic<Int>(0)
+        let reads = Atomic<Int>(0)
+        let shared = device
+        let writers = (0..<4).map { tag in
+            startThread {
+                for round in 0..<40 {
+                    // Ranges of the same 64 KiB pieces that begin and end at different ones.
+                    let first = UInt64((round + tag) % 3)
+                    for piece in first..<(first + 2) {
+                        let offset = (1 << 20) + piece * UInt64(count)
+                        if tag == 3 {
+                            try? shared.unmap(at: offset, lengthBytes: UInt64(count))
+                        } else {
+                            try? shared.write([UInt8](repeating: UInt8(tag), count: count), at: offset)
+                        }
+                    }
+                }
+            }
+        }
+        let reader = startThread {
+            for round in 0..<300 {
+                let offset = (1 << 20) + UInt64(round % 4 * count)
+                guard let bytes = try? shared.read(count, at: offset) else { continue }
+                reads.add(1, ordering: .relaxed)
+                if Set(bytes).count > 1 { mixtures.add(1, ordering: .relaxed) }
+            }
+        }
+        for thread in writers + [reader] { pthread_join(thread, nil) }
+        #expect(mixtures.load(ordering: .relaxed) == 0 && reads.load(ordering: .relaxed) == 300)
+        try device.flush()
+        let before = try device.read(4 * count, at: 1 << 20)
+        try pool.close()
+        pool = try Pool.open(on: disk, options: .small())
+        device = try pool.device(of: volume)
+        #expect(try device.read(4 * count, at: 1 << 20) == before)
+        for piece in 0..<4 { #expect(Set(before[(piece * count)..<((piece + 1) * count)]).count == 1) }
+        #expect(PoolChecker.check(pool).problems == [])
+        try pool.close()
+    }
+
     @Test(
         "COMPARE AND WRITE of many at once loses no step, in whole blocks and in parts of one, with writers beside it")
     func compareAndWrite() throws {

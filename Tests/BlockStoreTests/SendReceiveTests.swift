@@ -357,6 +357,17 @@ struct SendReceiveTests {
         #expect(whole == stepped && whole.mappedBlocks == 599)
     }
 
+    @Test("the digest of a leaf is what docs/send-stream.md says, computed by another program")
+    func goldenDigest() {
+        let page = Page()
+        page[entry: 3] = LeafEntry(block: 9, birth: 1, crc: 0x1234_5678)
+        page[entry: 255] = LeafEntry(block: 10, birth: 2, crc: 1)
+        var digest = ContentDigest()
+        digest.add(page, index: 5)
+        let golden = ContentDigest(mappedBlocks: 2, low: 0xcad2_c86a_d369_ec79, high: 0xb89d_f8eb_42da_374a)
+        #expect(digest == golden)
+    }
+
     static let goldenHex =
         "535053520100000000000000000000008e0000000dd7adb9000000000672d317535053454e4430310100000001000000"
         + "010000000000000002000000000000000300000000000000040000000000000005000000000000000600000000000000"

@@ -1,7 +1,10 @@
 import BlockIO
 import BlockStore
+import Foundation
 import SCSI
 import Simulation
+import Synchronization
+import TestInitiator
 import Testing
 
 @testable import ISCSI
@@ -101,5 +104,92 @@ struct PoolBehindTargetTests {
         #expect(write(peer, 2) == [])
         #expect(read(peer, 2).data == data)
         try pool.close()
+    }
+
+    @Test(
+        "WRITE SAME of two initiators is one of them whole in each 256 KiB; COMPARE AND WRITE beside it loses no step"
+    )
+    func writeSame() async throws {
+        var options = PoolOptions()
+        options.maxSizeBytes = 256 << 20
+        options.journalBytes = 1 << 20
+        let pool = try Pool.create(on: SimulatedDisk(seed: 1), options: options)
+        _ = try pool.createVolume(id: volume, name: "v", sizeBytes: 16 << 20)
+        let running = try await RunningServer()
+        try running.registry.addLUN(
+            RunningServer.open, lun: 1, device: try pool.device(of: volume),
+            identity: LogicalUnitIdentity(naa: "6589cfc00000000000000000000000b1", serial: "P"))
+        let address = "127.0.0.1:\(running.port)"
+        let problems = Mutex<[String]>([])
+        let steps = Atomic<Int>(0)
+        Self.atOnce(3) { index in
+            do {
+                let path = try RawInitiator(
+                    address, target: RunningServer.open, initiator: "iqn.2026-11.test:same\(index)")
+                try path.clearAttentions(lun: 1)
+                if index < 2 {
+                    for round in 0..<40 {
+                        let tag = UInt8(index * 100 + round + 1)
+                        try Self.writeSame(path, lba: 0, blocks: 512, tag)
+                        // The rest of the block whose first part is counted in.
+                        try Self.writeSame(path, lba: 2049, blocks: 7, tag)
+                        if try Self.count(path, lba: 2048) { steps.add(1, ordering: .relaxed) }
+                    }
+                } else {
+                    for _ in 0..<60 {
+                        for (lba, blocks) in [(UInt32(0), UInt16(512)), (2049, 7)] {
+                            let bytes = try path.read(lba: lba, blocks: blocks, lun: 1).data
+                            if Set(bytes).count != 1 { problems.withLock { $0.append("a mixture at \(lba)") } }
+                        }
+                    }
+                }
+            } catch {
+                problems.withLock { $0.append("initiator \(index): \(error)") }
+            }
+        }
+        #expect(problems.withLock { $0 } == [])
+        let last = try RawInitiator(address, target: RunningServer.open, initiator: "iqn.2026-11.test:last")
+        try last.clearAttentions(lun: 1)
+        let counted = steps.load(ordering: .relaxed)
+        #expect(counted > 0)
+        #expect(try last.read(lba: 2048, blocks: 1, lun: 1).data[0] == UInt8(counted))
+        try await running.stop()
+        #expect(PoolChecker.check(pool).problems == [])
+        try pool.close()
+    }
+
+    private static func writeSame(_ path: RawInitiator, lba: Int, blocks: Int, _ tag: UInt8) throws {
+        let cdb: [UInt8] = [
+            0x41, 0, 0, 0, UInt8(lba >> 8), UInt8(lba & 0xFF), 0, UInt8(blocks >> 8), UInt8(blocks & 0xFF), 0,
+        ]
+        let answer = try path.command(cdb, lun: 1, data: [UInt8](repeating: tag, count: 512))
+        guard answer.isGood else { throw BlockError.io(errno: EIO) }
+    }
+
+    /// Adds one to the first byte of a block with COMPARE AND WRITE; false where another one came first.
+    private static func count(_ path: RawInitiator, lba: Int) throws -> Bool {
+        let now = try path.read(lba: UInt32(lba), blocks: 1, lun: 1).data
+        var next = now
+        next[0] += 1
+        let cdb: [UInt8] = [
+            0x89, 0, 0, 0, 0, 0, 0, 0, UInt8(lba >> 8), UInt8(lba & 0xFF), 0, 0, 0, 1, 0, 0,
+        ]
+        let answer = try path.command(cdb, lun: 1, data: now + next)
+        // MISCOMPARE
+        guard answer.isGood || answer.sense.first == 0xE else { throw BlockError.io(errno: EIO) }
+        return answer.isGood
+    }
+
+    /// Runs `body` on so many threads, and waits for all.
+    private static func atOnce(_ count: Int, _ body: @escaping @Sendable (Int) -> Void) {
+        let group = DispatchGroup()
+        for index in 0..<count {
+            group.enter()
+            Thread {
+                body(index)
+                group.leave()
+            }.start()
+        }
+        group.wait()
     }
 }
