@@ -90,7 +90,6 @@ struct DigestWalk {
 }
 
 extension PoolCore {
-    private static let digestPagesPerStep = 512
     private static let digestLimit = 4096
 
     /// The digest of a dataset whose map is complete on disk. One of an older dataset that is known saves most of the
@@ -117,7 +116,7 @@ extension PoolCore {
             let phase = enterRead()
             monitor.unlock()
             defer { exitRead(phase) }
-            try walk.step(old, new, budget: Self.digestPagesPerStep)
+            try walk.step(old, new, budget: options.walkPagesPerStep)
         }
         let digest = walk.digest
         monitor.withLock { if dataset.role != .head { remember(digest, of: dataset.number) } }

@@ -44,8 +44,6 @@ extension Pool {
 /// a time.
 public final class SnapshotDiff: @unchecked Sendable {
     // SAFETY: `walk` belongs to whoever reads; all else is constant, and the pool's objects are guarded by its lock.
-    private static let pagesPerStep = 512
-
     private let core: PoolCore
     private let old: Member?
     private let new: Member
@@ -91,7 +89,7 @@ public final class SnapshotDiff: @unchecked Sendable {
         let phase = core.enterRead()
         core.monitor.unlock()
         defer { core.exitRead(phase) }
-        try walk.step(roots.0, roots.1, budget: Self.pagesPerStep, runLimit: max(1, limit))
+        try walk.step(roots.0, roots.1, budget: core.options.walkPagesPerStep, runLimit: max(1, limit))
         return walk.runs.map { run in
             DiffExtent(
                 offset: run.blocks.lowerBound * UInt64(Format.blockBytes),

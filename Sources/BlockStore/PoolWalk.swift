@@ -308,6 +308,7 @@ struct PoolWalk: ~Copyable {
             for layer in dataset.layers where seen.insert(layer.number).inserted {
                 entries += layer.count
                 pages += layer.accountedPages
+                if isFirst { checkReserve(of: layer) }
                 var found: [(UInt64, RecentMapping)] = []
                 layer.forEach { if $1.block != 0 { found.append(($0, $1)) } }
                 for (block, mapping) in found {
@@ -322,6 +323,20 @@ struct PoolWalk: ~Copyable {
             problemOnce("the layers hold \(entries) entries, not \(core.overlayEntries)")
         }
         if pages != core.pagesToMerge { problemOnce("the layers need \(pages) pages, not \(core.pagesToMerge)") }
+    }
+
+    /// A checkpoint must find room for every page on the way to what a layer changes.
+    private mutating func checkReserve(of layer: Layer) {
+        var changed: Set<UInt64> = []
+        layer.forEach { block, _ in changed.insert(block / Format.leafEntries) }
+        var needed = changed.count
+        for _ in 0..<Format.mapRootLevel {
+            changed = Set(changed.map { $0 / Format.fanOut })
+            needed += changed.count
+        }
+        if needed > layer.accountedPages {
+            problem("layer \(layer.number) changes \(needed) pages and has room for \(layer.accountedPages)")
+        }
     }
 
     private mutating func checkSpace() {
@@ -347,10 +362,33 @@ struct PoolWalk: ~Copyable {
             if core.space.regions[region].isLost { continue }
             checkRegion(region, bits)
         }
-        guard isFirst else { return }
-        let busyTotal = core.space.regions.reduce(0) { $0 + UInt64($1.busyCount) }
-        if busyTotal != core.space.busyBlocks {
-            problem("\(busyTotal) blocks are in use, not \(core.space.busyBlocks)")
+        if isFirst { checkTotals() }
+    }
+
+    private mutating func checkTotals() {
+        let space = core.space
+        var busy: UInt64 = 0
+        var metadataFree: UInt64 = 0
+        var dataFree = UInt64(space.regionLimit - space.regions.count) * space.regionBlocks
+        for region in space.regions {
+            let free = space.regionBlocks - UInt64(region.busyCount)
+            busy += UInt64(region.busyCount)
+            if region.kind == .metadata { metadataFree += free } else { dataFree += free }
+        }
+        if busy != space.busyBlocks { problem("\(busy) blocks are in use, not \(space.busyBlocks)") }
+        if dataFree != space.dataFree || metadataFree != space.metadataFree {
+            problem(
+                "\(dataFree) blocks are free for data and \(metadataFree) for pages, not \(space.dataFree) and "
+                    + "\(space.metadataFree)")
+        }
+    }
+
+    /// The pool's own pages lie in regions that are allocated and never punched, and data does not.
+    private func isAtHome(_ kind: OwnerTable.Kind, in region: SpaceMap.Region) -> Bool {
+        switch kind {
+        case .none: true
+        case .data: region.kind == .data
+        case .reserved, .map, .stream, .bitmap: region.kind == .metadata
         }
     }
 
@@ -364,6 +402,9 @@ struct PoolWalk: ~Copyable {
             if isBusy { busyCount += 1 }
             if isDurable { durableCount += 1 }
             let mustBeBusy = owners.isOwned(block) || owners.isLeaving(block)
+            if !hasLosses, !isAtHome(owners[block].kind, in: core.space.regions[region]) {
+                problem("block \(block), \(owners[block]), lies in a region for \(core.space.regions[region].kind)")
+            }
             if hasLosses, isDurable, isBusy, !mustBeBusy {
                 report.setAsideBlocks += 1
             } else if isBusy != mustBeBusy {

@@ -154,6 +154,11 @@ public struct PoolOptions: Sendable {
     var inlineFrees = 1 << 16
     /// So much data, in blocks, the worker has written out before anybody asks for a sync: 2 MiB.
     var earlyWritebackBlocks = 512
+    /// Map pages that one step of a diff, of a question about space or of a content digest looks at: how long freed
+    /// blocks may have to wait for this reader.
+    var walkPagesPerStep = 512
+    /// *Create*: the fewest blocks that a region has, a multiple of 64; the superblock's 256 but for tests.
+    var leastRegionBlocks: UInt64 = 256
     /// Hand out the lowest free block first, or the lowest long run, so that freed ones come back at once: for tests.
     var reusesBlocksFirst = false
     /// In place of the directory: for tests.

@@ -9,7 +9,7 @@ extension PoolCore {
         }
         let wanted = file.canGrow ? options.maxSizeBytes : min(options.maxSizeBytes, file.sizeBytes)
         var regionBlocks = Format.maxRegionBlocks
-        while regionBlocks > 256, wanted / blockBytes / regionBlocks < 64 { regionBlocks /= 2 }
+        while regionBlocks > options.leastRegionBlocks, wanted / blockBytes / regionBlocks < 64 { regionBlocks /= 2 }
         let totalBlocks = wanted / blockBytes / regionBlocks * regionBlocks
         let reserved = Format.journalBlock + options.journalBytes / blockBytes
         guard totalBlocks >= reserved + 4 * regionBlocks, totalBlocks <= 1 << 40 else {

@@ -73,8 +73,6 @@ struct SpaceCache {
 
 /// One question about space.
 struct SpaceQuery {
-    /// Pages that one step looks at: how long freed blocks may have to wait for this reader.
-    private static let pagesPerStep = 512
     /// How often the question is put again when what it is about changes.
     private static let attempts = 32
 
@@ -174,7 +172,7 @@ struct SpaceQuery {
             let phase = core.enterRead()
             core.monitor.unlock()
             defer { core.exitRead(phase) }
-            try walk.step(root, successors: successors, budget: Self.pagesPerStep)
+            try walk.step(root, successors: successors, budget: core.options.walkPagesPerStep)
             if walk.isFinished { break }
         }
         let blockBytes = UInt64(Format.blockBytes)

@@ -17,6 +17,8 @@ struct Interruption {
     fileprivate var atOnce = 1
     fileprivate var percent: UInt64 = 20
     fileprivate var isAllowed = false
+    /// Changes of volumes and snapshots may come between, too.
+    fileprivate(set) var allowsControl = true
     fileprivate(set) var isRunning = false
     /// The record that was the last one; a change that has entered the pool is not followed by others, because then
     /// their order would be unknown.
@@ -97,7 +99,17 @@ extension Simulator {
         case 7..<8 where canCommit: try flush(volume)
         case 8..<9 where canCommit && canMaintain:
             try attempt("maintain", isDurable: true, change: { _ in }, { try $0.maintain() })
+        case 9..<10 where canCommit && interruption.allowsControl: try control()
         default: try checkReads()
+        }
+    }
+
+    private func control() throws {
+        switch generator.below(6) {
+        case 0..<2: try setAttributes()
+        case 2..<4: if let id = pickSnapshot() { try delete(id) }
+        case 4..<5: try clone()
+        default: try promote()
         }
     }
 
@@ -107,7 +119,10 @@ extension Simulator {
         setPlan(nil)
         interruption.percent = 50
         interruption.atOnce = 4
+        // What is being read must stay.
+        interruption.allowsControl = false
         defer {
+            interruption.allowsControl = true
             interruption.percent = 20
             interruption.atOnce = 1
         }

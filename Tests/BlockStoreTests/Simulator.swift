@@ -40,9 +40,10 @@ final class Simulator {
     private var volatileLog: SimulatedLog?
     private let logCapacityBytes: Int
     var logIsSmall: Bool { volatileLog != nil && logCapacityBytes != .max }
-    /// The last state in the history may be of an operation that was not acknowledged.
-    private var hasUnanswered = false
+    /// So many of the last states in the history may be of an operation that was not acknowledged.
+    private var unanswered = 0
     private var boots: UInt64 = 1
+    let isTight: Bool
     private let isSmall: Bool
     private let syncsOften: Bool
     private let reusesBlocksFirst: Bool
@@ -54,11 +55,14 @@ final class Simulator {
     var interruption = Interruption()
     private var plan: (@Sendable (UInt64, SimulatedDisk.Call) -> SimulatedDisk.Fault?)?
     let reclaimPages: Int
+    /// So many that the allocation map has several levels.
+    private let hasSmallRegions: Bool
+    private let walkPages: Int
     private let keepsLittle: Bool
     private var names = 0
     private var lastRange: (volume: VolumeID, range: Range<UInt64>)?
     private var tags: UInt64 = 1
-    private var writes: UInt64 = 0
+    var writes: UInt64 = 0
     /// Whether the model's blocks are the pool's, and not only their content.
     private(set) var sharingIsKnown = true
     /// Where snapshots are sent to.
@@ -70,7 +74,7 @@ final class Simulator {
         self.seed = seed
         self.options = options
         generator = SeededGenerator(seed: seed)
-        let isTight = generator.chance(30)
+        isTight = generator.chance(30)
         isSmall = generator.chance(30)
         reusesBlocksFirst = generator.chance(60)
         syncsOften = generator.chance(20)
@@ -81,6 +85,8 @@ final class Simulator {
         writesBackEarly = generator.chance(50)
         isInterrupted = generator.chance(50)
         hasLongJournal = generator.chance(15)
+        hasSmallRegions = generator.chance(25)
+        walkPages = generator.chance(50) ? 512 : 5 + Int(generator.below(8))
         logCapacityBytes = generator.chance(30) ? 300 + Int(generator.below(3000)) : .max
         if generator.chance(60) || options.endsProcesses { volatileLog = freshLog() }
     }
@@ -104,6 +110,8 @@ final class Simulator {
         options.reusesBlocksFirst = reusesBlocksFirst
         options.earlyWritebackBlocks = writesBackEarly ? 8 : .max
         options.plantedBug = self.options.plantedBug
+        options.leastRegionBlocks = hasSmallRegions ? 64 : 256
+        options.walkPagesPerStep = walkPages
         options.volatileLogStorage = volatileLog
         // As little in memory as there can be, in half of the histories.
         if keepsLittle {
@@ -203,10 +211,10 @@ final class Simulator {
         guard let index = history.lastIndex(of: found) else {
             throw fail(difference(found))
         }
-        guard !mustHaveAll || index >= history.count - (hasUnanswered ? 2 : 1) else {
+        guard !mustHaveAll || index >= history.count - 1 - unanswered else {
             throw fail("the process ended and acknowledged operations are gone: \(index) of \(history.count - 1)")
         }
-        hasUnanswered = false
+        unanswered = 0
         log.append("recovered to \(index) of \(history.count - 1)")
         // Which of several states with equal content it is cannot be seen; then the model does not know which blocks
         // are shared.
@@ -233,17 +241,16 @@ final class Simulator {
 
     // MARK: Reading back
 
-    private static let leafBytes: UInt64 = 1 << 20
-    /// First leaves of the places that are used: neighbours, borders of interior pages, far away.
-    private static let leaves: [UInt64] = [0, 1, 127, 128, 16384, (64 << 20) - 1]
+    /// Places that are used, in sectors: within a leaf of 2048, over the borders of leaves and of the pages above them,
+    /// far away.
+    private static let allPlaces: [Range<UInt64>] = [
+        0..<640, 1984..<2112, (128 * 2048 - 64)..<(128 * 2048 + 128), (16384 * 2048 - 64)..<(16384 * 2048 + 64),
+        ((64 << 20) * 2048 - 128)..<((64 << 20) * 2048),
+    ]
 
     /// Sectors that an operation may touch in a volume.
-    private static func places(sizeBytes: UInt64) -> [Range<UInt64>] {
-        leaves.compactMap { leaf in
-            let start = leaf * leafBytes / 512
-            guard (leaf + 1) * leafBytes <= sizeBytes else { return nil }
-            return start..<(start + (leaf == 0 ? 640 : 128))
-        }
+    static func places(sizeBytes: UInt64) -> [Range<UInt64>] {
+        allPlaces.map { $0.clamped(to: 0..<(sizeBytes / 512)) }.filter { !$0.isEmpty }
     }
 
     func readModel(_ device: any BlockDevice) throws -> VolumeModel {
@@ -286,15 +293,17 @@ final class Simulator {
     func checkReads() throws {
         setPlan(nil)
         guard let pool, try readAll(pool) == model else { throw fail("a read gave other data than was written") }
+        try checkProvisioning(pool)
     }
 
     // MARK: Operations
 
     /// Runs one operation on pool and model. The model changes when the operation succeeds, or when power was lost
     /// during it; then either outcome is allowed.
+    /// `stages` are states on the way to what `change` says, of an operation that is several for a crash.
     func attempt(
-        _ name: String, isDurable: Bool, isInterruptible: Bool = false, change: (inout PoolModel) -> Void,
-        _ body: (Pool) throws -> Void
+        _ name: String, isDurable: Bool, isInterruptible: Bool = false, stages: [(inout PoolModel) -> Void] = [],
+        change: (inout PoolModel) -> Void, _ body: (Pool) throws -> Void
     )
         throws
     {
@@ -307,6 +316,7 @@ final class Simulator {
             try body(pool)
             try endInterruptions(isInterruptible)
             guard self.pool != nil else { return }
+            if !isDurable { append(stages) }
             change(&model)
             // What came between is after it, and what that made durable stays so.
             if !isDurable || interruption.durablePoints > durable {
@@ -325,19 +335,29 @@ final class Simulator {
             var changed = model
             change(&changed)
             if disk.isDead {
+                append(stages)
                 history.append(changed)
-                hasUnanswered = true
+                unanswered = stages.count + 1
                 crash("power loss")
             } else if case .readOnly(let reason) = pool.statistics.state {
                 if options.faults == .crashesOnly || reason.contains("damaged") {
                     throw fail("the pool failed by itself: \(reason)")
                 }
+                append(stages)
                 history.append(changed)
-                hasUnanswered = true
+                unanswered = stages.count + 1
                 crash("the pool failed")
             } else if options.faults == .crashesOnly, !isNoSpace(error) {
                 throw fail("\(name) failed: \(error)")
             }
+        }
+    }
+
+    private func append(_ stages: [(inout PoolModel) -> Void]) {
+        var changed = model
+        for stage in stages {
+            stage(&changed)
+            history.append(changed)
         }
     }
 
@@ -388,6 +408,7 @@ final class Simulator {
 
     private func step() throws {
         if generator.chance(20) { planFault() }
+        if generator.chance(3) { try checkInvariants() }
         if writesBackEarly { pool?.core.writeBackEarly() }
         if generator.chance(options.endsProcesses ? 5 : 2) { return crash("at once") }
         let volumes = model.volumes.keys.sorted { $0.description < $1.description }
@@ -399,7 +420,8 @@ final class Simulator {
         if hasLongJournal, (42..<93).contains(choice), !model.snapshots.isEmpty, generator.chance(80) { choice = 94 }
         switch choice {
         case 0..<42: try write(volume)
-        case 42..<48: try unmap(volume)
+        case 42..<46: try unmap(volume)
+        case 46..<48: try generator.chance(70) ? unmapParts(volume) : rewrite(volume)
         case 48..<50: try readUnderWay(volume)
         case 50..<55: try compareAndWrite(volume)
         case 55..<65: try flush(volume)
@@ -412,7 +434,12 @@ final class Simulator {
         case 90..<92: try deleteVolume(volume)
         case 92..<94: try resize(volume)
         case 94..<95: try setAttributes()
-        case 95..<96: try generator.chance(40) ? checkReads() : measure()
+        case 95..<96:
+            switch generator.below(10) {
+            case 0..<3: try checkReads()
+            case 3..<5: try checkAccounting()
+            default: try measure()
+            }
         case 96..<97: try reopen()
         case 97..<98: try checkpoint(volume)
         case 98..<99: try generator.chance(50) ? diff() : send()
@@ -420,7 +447,7 @@ final class Simulator {
         }
     }
 
-    private func pickRange(_ volume: VolumeID, aligned: Bool) -> Range<UInt64>? {
+    func pickRange(_ volume: VolumeID, aligned: Bool) -> Range<UInt64>? {
         let places = Self.places(sizeBytes: model.volumes[volume]!.sizeBytes)
         guard !places.isEmpty else { return nil }
         // Often the same blocks again.
@@ -493,7 +520,9 @@ final class Simulator {
         writes += 1
         let serial = writes
         let spoils = generator.chance(30)
-        if spoils { expected[Int(generator.below(UInt64(expected.count)))] ^= 0xff }
+        // Often the very last byte.
+        let spoilt = generator.chance(30) ? expected.count - 1 : Int(generator.below(UInt64(expected.count)))
+        if spoils { expected[spoilt] ^= 0xff }
         try attempt(
             "compare and write \(volume.description.prefix(4)) \(range) \(tag >> 40) \(spoils ? "(differs)" : "")",
             isDurable: false,
@@ -540,6 +569,11 @@ final class Simulator {
     }
 
     func newName(_ prefix: String) -> String {
+        // The name of something that was deleted may come again.
+        if names > 0, generator.chance(20), let pool, replica == nil {
+            let name = "\(prefix)\(1 + generator.below(UInt64(names)))"
+            if !pool.hasSnapshot(named: name), !pool.volumes().contains(where: { $0.name == name }) { return name }
+        }
         names += 1
         return "\(prefix)\(names)"
     }
@@ -567,9 +601,12 @@ final class Simulator {
             { try $0.deleteVolume(volume) })
     }
 
-    private func resize(_ volume: VolumeID) throws {
-        let sizes: [UInt64] = [2 << 20, 129 << 20, 200 << 20, 64 << 40]
-        let size = sizes[Int(generator.below(4))]
+    func resize(_ volume: VolumeID) throws {
+        // Some end within a place that is used, in the middle of a leaf.
+        let sizes: [UInt64] = [
+            2 << 20, 129 << 20, 200 << 20, 64 << 40, 20 << 12, 258 << 12, (128 << 20) - (3 << 12), (128 << 20) + (1 << 12),
+        ]
+        let size = sizes[Int(generator.below(generator.chance(50) ? 4 : 8))]
         try attempt(
             "resize \(volume.description.prefix(4)) to \(size)", isDurable: true,
             change: { $0.volumes[volume]!.resize(size) },
@@ -645,7 +682,7 @@ final class Simulator {
             { try $0.deleteSnapshot(id) })
     }
 
-    private func setAttributes() throws {
+    func setAttributes() throws {
         guard let id = pickSnapshot() else { return }
         let attributes = [UInt8](repeating: UInt8(truncatingIfNeeded: tags), count: Int(generator.below(7000)))
         planToDieInCommit()
@@ -655,7 +692,7 @@ final class Simulator {
             { try $0.setAttributes(of: id, attributes) })
     }
 
-    private func clone() throws {
+    func clone() throws {
         guard model.volumes.count < 5, let snapshot = pickSnapshot() else { return }
         let members = model.snapshots[snapshot]!.members
         let source = members.keys.sorted { $0.description < $1.description }[0]
@@ -667,7 +704,7 @@ final class Simulator {
             { _ = try $0.clone(snapshot: snapshot, volume: source, newID: id, name: name) })
     }
 
-    private func revert() throws {
+    func revert() throws {
         guard model.snapshots.count < 10, let snapshot = pickSnapshot() else { return }
         let members = model.snapshots[snapshot]!.members
         let volumes = members.keys.filter { model.volumes[$0] != nil }.sorted { $0.description < $1.description }

@@ -39,6 +39,7 @@ public final class SimulatedDisk: StorageFile {
         var sizeBytes: UInt64 = 0
         var isDead = false
         var calls: UInt64 = 0
+        var bytesWritten: UInt64 = 0
         var plan: (@Sendable (UInt64, Call) -> Fault?)?
         var interruption: (@Sendable () -> Void)?
         var generator: SeededGenerator
@@ -74,6 +75,9 @@ public final class SimulatedDisk: StorageFile {
 
     /// Calls so far.
     public var callCount: UInt64 { state.withLock { $0.calls } }
+
+    /// Bytes that were written behind the superblock's copies, by calls that succeeded.
+    public var bytesWritten: UInt64 { state.withLock { $0.bytesWritten } }
 
     /// Decides for each later call, by its number, whether it fails; nil lets all pass.
     public func setPlan(_ plan: (@Sendable (UInt64, Call) -> Fault?)?) { state.withLock { $0.plan = plan } }
@@ -203,6 +207,7 @@ public final class SimulatedDisk: StorageFile {
             let change = Change.write(offset: offset, bytes: Array(buffer))
             Self.apply(change, to: &state.live)
             state.pending.append(change)
+            if offset >= UInt64(64 * Self.blockBytes) { state.bytesWritten += UInt64(buffer.count) }
         }
     }
 

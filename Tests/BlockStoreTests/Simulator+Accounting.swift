@@ -1,0 +1,137 @@
+import BlockIO
+import Simulation
+import Testing
+
+@testable import BlockStore
+
+/// What a pool says of itself, against the model and the disk.
+extension Simulator {
+    /// Sums and counters when nothing waits for anything.
+    func checkAccounting() throws {
+        setPlan(nil)
+        log.append("accounts")
+        guard try settle(), let pool else { return }
+        for volume in pool.volumes() {
+            let expected = UInt64(model.volumes[volume.id]!.blocks.count) * 4096
+            guard volume.mappedBytes == expected else {
+                throw fail("volume \(volume.name) has \(expected) bytes mapped and says \(volume.mappedBytes)")
+            }
+        }
+        guard !pool.core.monitor.withLock({ pool.core.hasFreesPending }) else {
+            throw fail("nobody reads or writes, and freed blocks do not come back")
+        }
+        try checkInvariants()
+        // A disk that is full can take a part of a write that is then given up.
+        guard options.faults == .crashesOnly, !isTight else { return }
+        let statistics = pool.statistics
+        let said = statistics.dataBytesWritten + statistics.metadataBytesWritten + statistics.journalBytesWritten
+        guard said == disk.bytesWritten else {
+            throw fail("\(disk.bytesWritten) bytes were written and the counters say \(said)")
+        }
+    }
+
+    /// The invariants hold at any moment, not only after a crash.
+    func checkInvariants() throws {
+        guard let pool else { return }
+        var report = PoolCheckReport()
+        withoutPlan { report = PoolChecker.check(pool, verifiesData: false) }
+        guard report.isSound else { throw fail("the checker says \(report.problems)") }
+    }
+
+    /// Which blocks are mapped, of each volume and of a snapshot.
+    func checkProvisioning(_ pool: Pool) throws {
+        for (id, content) in model.volumes { try checkProvisioning(try pool.device(of: id), content) }
+        guard let id = pickSnapshot(), let (volume, content) = model.snapshots[id]!.members.first else { return }
+        try checkProvisioning(try pool.device(of: id, volume: volume), content)
+    }
+
+    private func checkProvisioning(_ device: any BlockDevice, _ content: VolumeModel) throws {
+        for place in Self.places(sizeBytes: content.sizeBytes) {
+            // Up to the end of the volume, where that is near.
+            let isLast = content.sizeBytes - place.upperBound * 512 < 1 << 20
+            let end = isLast ? content.sizeBytes : place.upperBound * 512
+            var at = (place.lowerBound + generator.below(UInt64(place.count))) * 512
+            while at < end {
+                let run = try device.provisioning(at: at, maxLengthBytes: isLast ? 1 << 40 : end - at)
+                guard run.lengthBytes > 0, run.lengthBytes <= end - at else {
+                    throw fail("of \(end - at) bytes \(run.lengthBytes) are said to be mapped or not")
+                }
+                for block in (at / 4096)...((at + run.lengthBytes - 1) / 4096)
+                where (content.blocks[block] != nil) != run.isMapped {
+                    throw fail("block \(block) is said to be \(run.isMapped ? "" : "not ")mapped")
+                }
+                at += run.lengthBytes
+            }
+        }
+    }
+
+    // MARK: Operations
+
+    /// An unmap of parts of blocks: the first and the last part are written as zeros, each a change of its own.
+    func unmapParts(_ volume: VolumeID) throws {
+        guard let range = pickRange(volume, aligned: false),
+            range.contains(where: { model.volumes[volume]!.sectors[$0] != nil })
+        else { return }
+        let firstWhole = (range.lowerBound + 7) / 8 * 8
+        let endWhole = range.upperBound / 8 * 8
+        var parts: [Range<UInt64>]
+        if firstWhole >= endWhole {
+            let middle = min(range.upperBound, firstWhole)
+            parts = [range.lowerBound..<middle, middle..<range.upperBound]
+        } else {
+            parts = [range.lowerBound..<firstWhole, endWhole..<range.upperBound, firstWhole..<endWhole]
+        }
+        parts.removeAll(where: \.isEmpty)
+        let steps = parts.map { part in
+            writes += 1
+            let serial = writes
+            return { (model: inout PoolModel) in
+                let isWhole = part.lowerBound % 8 == 0 && part.upperBound % 8 == 0
+                if isWhole {
+                    model.volumes[volume]!.unmap(part)
+                } else {
+                    model.volumes[volume]!.write(part, tag: 0, serial: serial)
+                }
+            }
+        }
+        var done = steps.count
+        try attempt(
+            "unmap parts \(volume.description.prefix(4)) \(range)", isDurable: false, stages: steps.dropLast(),
+            change: { model in for step in steps[..<done] { step(&model) } },
+            { pool in
+                do {
+                    try pool.device(of: volume).unmap(at: range.lowerBound * 512, lengthBytes: UInt64(range.count) * 512)
+                } catch {
+                    guard !disk.isDead, case .healthy = pool.statistics.state else { throw error }
+                    // Some of the parts are done.
+                    setPlan(nil)
+                    let found = try readModel(try pool.device(of: volume))
+                    var changed = model
+                    done = 0
+                    while changed.volumes[volume] != found {
+                        guard done < steps.count else { throw fail("an unmap that failed left something else") }
+                        steps[done](&changed)
+                        done += 1
+                    }
+                }
+            })
+    }
+
+    /// The same bytes once more: new blocks, which look like the old ones.
+    func rewrite(_ volume: VolumeID) throws {
+        guard let range = pickRange(volume, aligned: true), let pool else { return }
+        setPlan(nil)
+        let bytes = try pool.device(of: volume).read(range.count * 512, at: range.lowerBound * 512)
+        writes += 1
+        let serial = writes
+        try attempt(
+            "rewrite \(volume.description.prefix(4)) \(range)", isDurable: true,
+            change: { model in
+                for block in (range.lowerBound / 8)..<(range.upperBound / 8)
+                where model.volumes[volume]!.blocks[block] != nil {
+                    model.volumes[volume]!.blocks[block] = serial
+                }
+            },
+            { try $0.device(of: volume).write(bytes, at: range.lowerBound * 512, durability: .durable) })
+    }
+}
