@@ -54,6 +54,14 @@ struct BackendTests {
         }
     }
 
+    @Test("a sync that the system refuses is refused: there is nothing in between that could swallow it")
+    func refusedSync() throws {
+        // A file that cannot be synced, for want of a disk that fails.
+        let file = try HostFile(path: "/proc/self/comm", mode: .readWrite, backend: .pread)
+        defer { file.close() }
+        #expect(throws: StorageError(errno: EINVAL)) { try file.sync() }
+    }
+
     @Test("plain reads of many pieces are right, also beyond the end")
     func plain() throws {
         try withFile(.pread) { file in

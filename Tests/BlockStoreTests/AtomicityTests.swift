@@ -39,6 +39,19 @@ struct AtomicityTests {
         try pool.close()
     }
 
+    @Test("a block with one byte that is not zero is data, wherever that byte is")
+    func singleBytes() throws {
+        let (pool, device) = try makePool()
+        for at in Array(stride(from: 0, to: 4096, by: 251)) + [4095] {
+            var block = [UInt8](repeating: 0, count: 4096)
+            block[at] = 1
+            try device.write(block, at: 4096)
+            #expect(try device.read(4096, at: 4096) == block, "byte \(at)")
+            try device.unmap(at: 4096, lengthBytes: 4096)
+        }
+        try pool.close()
+    }
+
     @Test("without zero detection zeros are data like others")
     func noZeroDetection() throws {
         let (pool, device) = try makePool { $0.detectsZeros = false }

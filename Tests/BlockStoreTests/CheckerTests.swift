@@ -85,6 +85,126 @@ struct CheckerTests {
         #expect(page.count == 1 && page[0].contains("\(64 << 20) bytes at 0 of volume v"), "\(report.problems)")
     }
 
+    /// One thing that is wrong in a sound pool, and what the checker must say of it.
+    struct Wrong: Sendable, CustomTestStringConvertible {
+        var phrase: String
+        var plant: @Sendable (PoolCore) throws -> Void
+        var testDescription: String { phrase }
+    }
+
+    /// Gives a volume a map of one leaf, made by hand.
+    private static func setMap(_ core: PoolCore, leaf: Page, mappedBlocks: UInt64) throws {
+        let writer = MetadataWriter(core: core)
+        var pointer = try writer.write(leaf, birth: 1)
+        for _ in 0..<Format.mapRootLevel {
+            let page = Page()
+            page[child: 0] = pointer
+            pointer = try writer.write(page, birth: 1)
+        }
+        try writer.flush()
+        try core.volume(second).head.root = MapRoot(pointer: pointer, mappedBlocks: mappedBlocks)
+    }
+
+    private static let second = VolumeID("00000000-0000-4000-8000-000000000002")!
+
+    private static func dataBlock(_ core: PoolCore) throws -> UInt64 {
+        let block = try core.space.allocateData(1)!.lowerBound
+        try core.space.markDurable(block)
+        return block
+    }
+
+    private static let wrongs: [Wrong] = [
+        Wrong(phrase: "is younger than its map page") { core in
+            let leaf = Page()
+            leaf[entry: 0] = LeafEntry(block: try dataBlock(core), birth: 2, crc: 0)
+            try setMap(core, leaf: leaf, mappedBlocks: 1)
+        },
+        Wrong(phrase: "is empty") { try setMap($0, leaf: Page(), mappedBlocks: 0) },
+        Wrong(phrase: "maps 1 blocks and says 2") { core in
+            let leaf = Page()
+            leaf[entry: 0] = LeafEntry(block: try dataBlock(core), birth: 1, crc: 0)
+            try setMap(core, leaf: leaf, mappedBlocks: 2)
+        },
+        Wrong(phrase: "is younger than what refers to it") { core in
+            for snapshot in core.snapshots.values { snapshot.members[0].dataset.epoch = 0 }
+        },
+        Wrong(phrase: "is not younger than its parent") { core in
+            for dataset in core.datasets.values where dataset.role == .snapshot { dataset.epoch = Format.maxEpoch }
+        },
+        Wrong(phrase: "is referenced twice") { core in
+            core.discardedStreams.append((core.superblock.catalogRoot, core.superblock.catalogBytes))
+        },
+        Wrong(phrase: "entries, not") { $0.overlayEntries += 1 },
+        Wrong(phrase: "pages, not") { $0.pagesToMerge += 1 },
+        Wrong(phrase: "and has room for") { core in
+            let head = try core.volume(second).head
+            _ = head.layers[0].insert(RecentMapping(block: 0, crc: 0), for: 0)
+            core.overlayEntries += 1
+        },
+        Wrong(phrase: "is in use and about to be freed") { core in
+            core.retired.append(Format.journalBlock, isUnmapped: false)
+        },
+        Wrong(phrase: "lies beyond all regions in use") { core in
+            core.changeTop(try core.volume(second).head) {
+                _ = $0.insert(RecentMapping(block: 1 << 30, crc: 0), for: 0)
+            }
+        },
+        Wrong(phrase: "marked and has no owner") { _ = try dataBlock($0) },
+        Wrong(phrase: "counts") { core in
+            let bits = try core.space.bits(ofRegion: 0)
+            bits.busy[bits.words - 1] ^= 1 << 63
+        },
+        Wrong(phrase: "blocks are in use, not") { core in
+            for _ in 0..<2 {
+                core.space.restore(region: core.space.regionsInUse, pointer: .null, kind: .data, count: 5)
+                core.space.restore(region: core.space.regionsInUse - 1, pointer: .null, kind: .data, count: 5)
+            }
+        },
+        Wrong(phrase: "lies in a region for metadata") { core in
+            let block = try core.space.allocateMetadata()!
+            core.changeTop(try core.volume(second).head) { _ = $0.insert(RecentMapping(block: block, crc: 0), for: 0) }
+        },
+    ]
+
+    @Test("each thing that can be wrong is said, and by itself", arguments: wrongs)
+    func each(_ wrong: Wrong) throws {
+        let (pool, _) = try makePool(SimulatedDisk(seed: 1))
+        _ = try pool.createVolume(id: Self.second, name: "w", sizeBytes: 1 * mib)
+        try pool.maintain()
+        #expect(PoolChecker.check(pool).problems == [])
+        try wrong.plant(pool.core)
+        let problems = PoolChecker.check(pool).problems
+        #expect(problems.contains { $0.contains(wrong.phrase) }, "\(problems)")
+    }
+
+    @Test("what cannot be read is said: attributes, the allocation map, maps")
+    func unreadable() throws {
+        let disk = SimulatedDisk(seed: 1)
+        let (pool, _) = try makePool(disk)
+        try pool.maintain()
+        let core = pool.core
+        let places: [(UInt64, String)] = try core.monitor.withLock {
+            let snapshot = core.snapshots.values.first { $0.name == "t" }!
+            return [
+                (snapshot.attributesRoot.block, "the attributes of t"),
+                (core.superblock.allocationRoot.block, "of the allocation map is not what was written"),
+                (core.space.regions[0].pointer.block, "of the allocation map is not what was written"),
+                (try core.volume(ScrubTests.volume).head.root.pointer.block, "is not what was written"),
+            ]
+        }
+        pool.core.monitor.withLock { pool.core.forgetObjects() }
+        for (block, phrase) in places {
+            let wrong = disk.copy()
+            wrong.rot(block: block, bit: 77)
+            var options = PoolOptions.small()
+            options.isReadOnly = true
+            let opened = try Pool.open(on: wrong, options: options)
+            let problems = PoolChecker.check(opened).problems
+            #expect(problems.contains { $0.contains(phrase) }, "\(phrase): \(problems)")
+            try opened.close()
+        }
+    }
+
     @Test("an owner is the same after it was packed into its 16 bytes")
     func packing() {
         let owner = OwnerTable.Owner(

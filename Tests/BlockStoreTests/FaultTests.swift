@@ -106,6 +106,29 @@ struct FaultTests {
         }
     }
 
+    @Test("a pool that is made where an older one was is a new one, whatever the old one left")
+    func overAnOldOne() throws {
+        let volume = VolumeID.random()
+        let disk = SimulatedDisk(seed: 1, fixedSizeBytes: 64 << 20)
+        let old = try Pool.create(on: disk, options: .small())
+        _ = try old.createVolume(id: volume, name: "old", sizeBytes: 1 * mib)
+        for round in 0..<20 {
+            try old.device(of: volume).write(pattern(UInt64(round)), at: 0, durability: .durable)
+            if round % 3 == 0 { try old.maintain() }
+        }
+        old.core.monitor.withLock { old.core.forgetObjects() }
+
+        let pool = try Pool.create(on: disk, options: .small())
+        let id = pool.core.superblock.poolID
+        _ = try pool.createVolume(id: volume, name: "new", sizeBytes: 1 * mib)
+        pool.core.monitor.withLock { pool.core.forgetObjects() }
+        let opened = try Pool.open(on: disk.crashed(), options: .small())
+        #expect(opened.core.superblock.poolID == id)
+        #expect(opened.volumes().map(\.name) == ["new"])
+        #expect(try opened.device(of: volume).read(4096, at: 0) == [UInt8](repeating: 0, count: 4096))
+        try opened.close()
+    }
+
     @Test("a failed sync fails the pool for good: writes are refused, reads go on, and it says why")
     func failedSync() throws {
         let disk = SimulatedDisk(seed: 1)

@@ -104,6 +104,32 @@ struct GrowthTests {
         try pool.close()
     }
 
+    @Test("a pool of hundreds of regions that all change in one checkpoint finds each bitmap again")
+    func manyRegions() throws {
+        var options = PoolOptions.small()
+        options.maxSizeBytes = 16 << 20
+        options.leastRegionBlocks = 64
+        options.spaceMapBytes = 0
+        options.overlayEntries = 100_000
+        let disk = SimulatedDisk(seed: 1)
+        var pool = try Pool.create(on: disk, options: options)
+        try pool.grow(to: 256 << 20)
+        _ = try pool.createVolume(id: Self.volume, name: "v", sizeBytes: 256 << 20)
+        let device = try pool.device(of: Self.volume)
+        let piece = pattern(1, count: 1 << 20)
+        for index in 0..<UInt64(64) { try device.write(piece, at: index << 20) }
+        try pool.maintain()
+        // From each region something goes.
+        for block in stride(from: UInt64(0), to: 16384, by: 64) { try device.unmap(at: block << 12, lengthBytes: 4096) }
+        #expect(pool.core.monitor.withLock { pool.core.space.regions.count } > 256)
+        for _ in 0..<3 { try pool.maintain() }
+        #expect(PoolChecker.check(pool, verifiesData: false).problems == [])
+        pool.core.monitor.withLock { pool.core.forgetObjects() }
+        pool = try Pool.open(on: disk.crashed(), options: options)
+        #expect(PoolChecker.check(pool, verifiesData: false).problems == [])
+        try pool.close()
+    }
+
     @Test("growing costs one journal record, whatever the pool holds")
     func oneRecord() throws {
         let pool = try Pool.create(on: SimulatedDisk(seed: 1), options: options(64 << 20))

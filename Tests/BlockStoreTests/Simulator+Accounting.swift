@@ -16,6 +16,11 @@ extension Simulator {
             guard volume.mappedBytes == expected else {
                 throw fail("volume \(volume.name) has \(expected) bytes mapped and says \(volume.mappedBytes)")
             }
+            let free = pool.core.monitor.withLock { pool.core.space.dataFree } * 4096
+            guard try pool.device(of: volume.id).usage() == DeviceUsage(usedBytes: expected, availableBytes: free)
+            else {
+                throw fail("the device of volume \(volume.name) says something else")
+            }
         }
         guard !pool.core.monitor.withLock({ pool.core.hasFreesPending }) else {
             throw fail("nobody reads or writes, and freed blocks do not come back")
@@ -100,7 +105,8 @@ extension Simulator {
             change: { model in for step in steps[..<done] { step(&model) } },
             { pool in
                 do {
-                    try pool.device(of: volume).unmap(at: range.lowerBound * 512, lengthBytes: UInt64(range.count) * 512)
+                    try pool.device(of: volume).unmap(
+                        at: range.lowerBound * 512, lengthBytes: UInt64(range.count) * 512)
                 } catch {
                     guard !disk.isDead, case .healthy = pool.statistics.state else { throw error }
                     // Some of the parts are done.

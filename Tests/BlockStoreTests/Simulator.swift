@@ -604,7 +604,8 @@ final class Simulator {
     func resize(_ volume: VolumeID) throws {
         // Some end within a place that is used, in the middle of a leaf.
         let sizes: [UInt64] = [
-            2 << 20, 129 << 20, 200 << 20, 64 << 40, 20 << 12, 258 << 12, (128 << 20) - (3 << 12), (128 << 20) + (1 << 12),
+            2 << 20, 129 << 20, 200 << 20, 64 << 40, 20 << 12, 258 << 12, (128 << 20) - (3 << 12),
+            (128 << 20) + (1 << 12),
         ]
         let size = sizes[Int(generator.below(generator.chance(50) ? 4 : 8))]
         try attempt(

@@ -249,6 +249,7 @@ public final class SimulatedDisk: StorageFile {
     }
 
     public func allocate(at offset: UInt64, lengthBytes: UInt64) throws(StorageError) {
+        interrupt()
         try state.withLock { state throws(StorageError) in
             if case .powerLoss = try begin(.allocate, &state) {
                 state.isDead = true
