@@ -6,6 +6,7 @@ import Synchronization
 protocol Subject: AnyObject, Sendable {
     func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws
     func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws
+    func unmap(at offset: UInt64, lengthBytes: UInt64) throws
     func flush() throws
 }
 
@@ -21,6 +22,8 @@ final class DeviceSubject: Subject {
     func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws {
         try device.write(at: offset, from: buffer, durability: .cached)
     }
+
+    func unmap(at offset: UInt64, lengthBytes: UInt64) throws { try device.unmap(at: offset, lengthBytes: lengthBytes) }
 
     func flush() throws { try device.flush() }
 }
@@ -54,6 +57,8 @@ final class FileSubject: Subject {
             throw SystemError(errno: errno)
         }
     }
+
+    func unmap(at offset: UInt64, lengthBytes: UInt64) throws { throw SystemError(errno: EOPNOTSUPP) }
 
     func flush() throws { guard fdatasync(descriptor) == 0 else { throw SystemError(errno: errno) } }
 

@@ -49,6 +49,7 @@ final class Bench {
             let began = nanoseconds()
             let made = try isHollow(command) ? hollow(command, &options) : plain(command, options)
             pool = made
+            snapshotCount = Int(made.statistics.epoch)
             for volume in made.volumes() {
                 volumes[volume.name] = volume.id
                 subjects[volume.name] = DeviceSubject(try made.device(of: volume.id))
@@ -83,7 +84,18 @@ final class Bench {
         case "snapshots": return try takeSnapshots(command)
         case "pause": return try pauses(command)
         case "timed": return try timedSnapshots(command)
-        case "delete": return try deleteSnapshots()
+        case "delete": return try deleteSnapshots(from: command.number("from"), count: command.number("count", .max))
+        case "diff": return try diff(command)
+        case "unmap":
+            let began = nanoseconds()
+            try subject(command).unmap(at: command.number("at"), lengthBytes: command.number("length"))
+            return "{\"seconds\":\(Double(nanoseconds() - began) / 1e9)}"
+        case "check":
+            let began = nanoseconds()
+            let report = PoolChecker.check(
+                opened, verifiesData: false, memoryBytes: command.number("memory", PoolChecker.defaultMemoryBytes))
+            return "{\"seconds\":\(Double(nanoseconds() - began) / 1e9),\"problems\":\(report.problems.count),"
+                + "\"mapPages\":\(report.mapPages),\"dataBlocks\":\(report.dataBlocks)}"
         case "maintain":
             let began = nanoseconds()
             try opened.maintain()
@@ -217,9 +229,30 @@ final class Bench {
         return "{\"load\":\(result.json),\"pause\":\(describe(result.inWindow)),\"call\":\(describe(calls))}"
     }
 
-    private func deleteSnapshots() throws -> String {
+    /// What differs between two snapshots.
+    private func diff(_ command: Command) throws -> String {
+        let snapshots = opened.snapshots()
+        func id(_ key: String) throws -> SnapshotID {
+            let index = Int(command.number(key))
+            guard snapshots.indices.contains(index) else { throw Unknown(verb: "snapshot \(index)") }
+            return snapshots[index].id
+        }
+        guard let volume = volumes[command.text("on")] else { throw Unknown(verb: command.text("on")) }
         let began = nanoseconds()
-        for snapshot in opened.snapshots() { try opened.deleteSnapshot(snapshot.id) }
+        let diff = try opened.diff(from: id("from"), to: id("to"), volume: volume)
+        var extents = 0
+        var bytes: UInt64 = 0
+        while let found = try diff.next() {
+            extents += found.count
+            bytes += found.reduce(0) { $0 + $1.lengthBytes }
+        }
+        return "{\"seconds\":\(Double(nanoseconds() - began) / 1e9),\"extents\":\(extents),\"bytes\":\(bytes)}"
+    }
+
+    private func deleteSnapshots(from first: UInt64, count: UInt64) throws -> String {
+        let began = nanoseconds()
+        for (index, snapshot) in opened.snapshots().enumerated()
+        where index >= first && UInt64(index) - first < count { try opened.deleteSnapshot(snapshot.id) }
         let deleted = nanoseconds()
         while opened.statistics.reclaimsPending > 0 { try opened.maintain() }
         let ended = nanoseconds()

@@ -16,8 +16,22 @@ struct AllocationMapDamageTests {
         return options
     }
 
-    private static func makePool(_ disk: SimulatedDisk) throws {
-        let pool = try Pool.create(on: disk, options: options())
+    /// Pages above the bitmaps: the only one of a small pool, the root of a pool with two levels of them, and the one
+    /// below that.
+    enum Parent: CaseIterable {
+        case only, root, below
+
+        func block(_ pool: Pool) throws -> UInt64 {
+            let root = pool.core.superblock.allocationRoot
+            #expect(pool.core.superblock.allocationLevel == (self == .only ? 1 : 2))
+            return try self == .below ? pool.core.loadPage(root)[child: 0].block : root.block
+        }
+    }
+
+    private static func makePool(_ disk: SimulatedDisk, _ parent: Parent = .only) throws {
+        var options = options()
+        if parent != .only { options.maxSizeBytes = 32 << 30 }
+        let pool = try Pool.create(on: disk, options: options)
         _ = try pool.createVolume(id: id, name: "v", sizeBytes: 1 << 30)
         for block in 0..<count { try pool.device(of: id).write(pattern(block), at: block * 4096) }
         _ = try pool.createSnapshot(id: .random(), name: "s", volumes: [id], attributes: [])
@@ -72,13 +86,15 @@ struct AllocationMapDamageTests {
         try pool.close()
     }
 
-    @Test("a page above the bitmaps that is lost while the pool is open is written anew")
-    func lostParent() throws {
+    @Test(
+        "a page above the bitmaps that is lost while the pool is open is written anew, on each level",
+        arguments: Parent.allCases)
+    func lostParent(_ parent: Parent) throws {
         let disk = SimulatedDisk(seed: 2)
-        try Self.makePool(disk)
+        try Self.makePool(disk, parent)
         let now = disk.handedOver()
         let pool = try Pool.open(on: now, options: Self.options())
-        now.rot(block: pool.core.superblock.allocationRoot.block, bit: 5)
+        now.rot(block: try parent.block(pool), bit: 5)
         try pool.device(of: Self.id).write(pattern(2000), at: 0)
         try pool.maintain()
         #expect(pool.statistics.state == .healthy)
@@ -90,10 +106,11 @@ struct AllocationMapDamageTests {
     }
 
     @Test(
-        "a pool whose allocation map cannot be found opens with one that is made from its maps, writes of a crash too")
-    func lostRoot() throws {
+        "a pool whose allocation map cannot be found opens with one that is made from its maps, writes of a crash too",
+        arguments: Parent.allCases)
+    func lostRoot(_ parent: Parent) throws {
         let disk = SimulatedDisk(seed: 3)
-        try Self.makePool(disk)
+        try Self.makePool(disk, parent)
         let now = disk.handedOver()
         var pool = try Pool.open(on: now, options: Self.options())
         let used = pool.statistics.usedBytes
@@ -101,7 +118,7 @@ struct AllocationMapDamageTests {
             try pool.device(of: Self.id).write(pattern(block + 2000), at: block * 4096)
         }
         try pool.device(of: Self.id).flush()
-        let root = pool.core.superblock.allocationRoot.block
+        let root = try parent.block(pool)
         pool.core.monitor.withLock { pool.core.forgetObjects() }
         let crashed = now.crashed()
         crashed.rot(block: root, bit: 5)
