@@ -97,7 +97,10 @@ struct MemoryLimitTests {
             #expect(try Self.holds(clone, index, at: 0))
             #expect(try Self.holds(clone, index, at: Self.place(index)))
             #expect(try Self.holds(clone, 249, at: Self.volumeBytes - 4096) == false)
+            clone.cut()
         }
+        // The node would wait for the session to end.
+        path.cut()
         #expect(node.terminate() == 0, "\(node.log)")
     }
 

@@ -123,6 +123,8 @@ struct PoolCheckTests {
         for piece in 0..<Self.pieces { #expect(try Self.holds(path, piece, UInt8(piece + 1))) }
         for piece in 0..<(Self.pieces / 2) { try Self.write(path, piece, 251) }
         #expect(try path.command([0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]).isGood)
+        // The node would wait for the session to end.
+        path.cut()
         #expect(node.terminate() == 0, "\(node.log)")
         let (aside, found) = try Self.check(node)
         #expect(aside.status == 0 && found?.isSound == true, "\(aside)")
@@ -138,6 +140,7 @@ struct PoolCheckTests {
         for piece in 0..<Self.pieces {
             #expect(try Self.holds(path, piece, piece < Self.pieces / 2 ? 251 : UInt8(piece + 1)))
         }
+        path.cut()
         #expect(node.terminate() == 0, "\(node.log)")
     }
 
