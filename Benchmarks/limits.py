@@ -107,6 +107,7 @@ def mapped():
     say("deleting 1000 in the middle", store(f"delete from={snapshots // 2} count=1000"))
     say("peak MiB", store.peak())
     say("unmapping 1 TiB", store(f"unmap on=v at={size // 2} length={min(TIB, size // 4)}"))
+    say("a checkpoint", store("maintain"))
     say("checkpoints that reclaim it", store("delete from=0 count=0"))
     say("stats", store("stats"))
     say("peak MiB", store.peak())
