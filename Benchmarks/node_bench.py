@@ -69,12 +69,20 @@ class Node:
         shutil.rmtree(self.work, ignore_errors=True)
 
 
-def bench(target, write, depth=32, count=20000, step=1052672, cache="writeback", size=4096):
-    """Requests per second of `qemu-img bench`; the step of 4 KiB ones scatters them over the volume."""
-    command = ["qemu-img", "bench", "-f", "raw", "-t", cache, "-d", str(depth), "-s", str(size), "-S", str(step),
-               "-c", str(count)] + (["-w"] if write else []) + [target]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def bench_command(target, write, depth=32, count=20000, step=1052672, cache="writeback", size=4096):
+    """The step of 4 KiB calls scatters them over the volume."""
+    return ["qemu-img", "bench", "-f", "raw", "-t", cache, "-d", str(depth), "-s", str(size), "-S", str(step),
+            "-c", str(count)] + (["-w"] if write else []) + [target]
+
+
+def bench_rate(count, output):
     return count / float(re.search(r"completed in ([0-9.]+) seconds", output).group(1))
+
+
+def bench(target, write, count=20000, **load):
+    """Requests per second of `qemu-img bench`."""
+    command = bench_command(target, write, count=count, **load)
+    return bench_rate(count, subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def sequential(target, write):
@@ -131,27 +139,77 @@ def alternate(first, second, rounds=5):
     return [statistics.median(column) for column in zip(*pairs)]
 
 
+LOADS = [
+    ("4 KiB random write, depth 1", dict(write=True, depth=1, count=10000)),
+    ("4 KiB random write, depth 32", dict(write=True, count=40000)),
+    ("4 KiB random read, depth 1", dict(write=False, depth=1, count=10000)),
+    ("4 KiB random read, depth 32", dict(write=False, count=40000)),
+    ("128 KiB sequential write, depth 16", dict(write=True, depth=16, count=8192, step=131072, size=131072)),
+    ("128 KiB sequential read, depth 16", dict(write=False, depth=16, count=8192, step=131072, size=131072)),
+]
+
+
+def compare(state, loads, ours, other, prepare=lambda: None, rounds=5):
+    """Rates of the volume that has snapshots and of one that has none, by turns; the order alternates, too."""
+    for name, load in loads:
+        for target in (ours, other):
+            bench(target, **load)
+        pairs = []
+        for index in range(rounds):
+            prepare()
+            turn = {target: bench(target, **load) for target in ((ours, other) if index % 2 else (other, ours))}
+            pairs.append((turn[ours], turn[other]))
+        a, b = [statistics.median(column) for column in zip(*pairs)]
+        ratio = statistics.median(x / y for x, y in pairs)
+        print("  %-66s %9.0f %9.0f   %.2f" % ("%s: %s" % (state, name), a, b, ratio), flush=True)
+
+
+def compare_timed(node, loads, ours, other, rounds=3):
+    """A snapshot a second during the load, beside the same load without."""
+    for name, load in loads:
+        # About four seconds of it.
+        count = int(4 * bench(other, **load))
+        pairs = []
+        for _ in range(rounds):
+            running = subprocess.Popen(bench_command(ours, **dict(load, count=count)), stdout=subprocess.PIPE, text=True)
+            made = 0
+            while running.poll() is None:
+                time.sleep(1)
+                if running.poll() is None:
+                    node.snapshot(["many"], "timed-%d" % time.monotonic_ns())
+                    made += 1
+            pairs.append((bench_rate(count, running.stdout.read()), bench(other, **dict(load, count=count))))
+        a, b = [statistics.median(column) for column in zip(*pairs)]
+        ratio = statistics.median(x / y for x, y in pairs)
+        name = "one a second: %s (%d in the last run)" % (name, made)
+        print("  %-66s %9.0f %9.0f   %.2f" % (name, a, b, ratio), flush=True)
+
+
 def many_snapshots(node):
     """Rates of a volume with snapshots beside those of another one, and the time of a snapshot meanwhile."""
-    print("\n4 KiB at depth 32 through the target: a volume with snapshots beside one without (median of 5 ratios)")
+    print("\nthrough the target, calls per second: a volume with snapshots, one without, median of the ratios")
     ours, other = node.volume("many", GIB), node.volume("none", GIB)
     for target in (ours, other):
         sequential(target, True)
         bench(target, True)
-    made = 0
-    for count in (0, 100, 10000):
-        began, times = time.perf_counter(), []
-        for made in range(made, count):
-            times.append(node.snapshot(["many"], "m-%d" % made))
-        made = count
-        if times:
-            last = statistics.median(times[-50:]) * 1000
-            print("  %5d snapshots: %.0f s, the last ones %.2f ms each" % (count, time.perf_counter() - began, last))
-        for name, write in (("writes", True), ("reads", False)):
-            pairs = [(bench(ours, write), bench(other, write)) for _ in range(5)]
-            a, b = [statistics.median(column) for column in zip(*pairs)]
-            ratio = statistics.median(x / y for x, y in pairs)
-            print("  %5d snapshots, %-6s %9.0f   without %9.0f   ratio %.2f" % (count, name, a, b, ratio))
+    writes = [load for load in LOADS if load[1]["write"]]
+    taken = iter(range(1 << 30))
+
+    def snapshot():
+        return node.snapshot(["many"], "m-%d" % next(taken))
+
+    compare("no snapshot (control)", LOADS, ours, other)
+    snapshot()
+    compare("one snapshot", LOADS, ours, other)
+    compare("just after each", writes, ours, other, snapshot)
+    for count in (100, 10000):
+        began = time.perf_counter()
+        times = [snapshot() for _ in range(count - next(taken))]
+        last = statistics.median(times[-50:]) * 1000
+        print("  %5d snapshots: %.0f s, the last ones %.2f ms each" % (count, time.perf_counter() - began, last))
+        compare("%d snapshots" % count, LOADS, ours, other)
+        if count == 100:
+            compare_timed(node, LOADS, ours, other)
 
 
 def main():

@@ -172,54 +172,96 @@ def direct(options):
     section.end()
 
 
-def snapshots(options):
-    heading("What snapshots cost: 4 KiB random, depth 32, 1 GiB, per second; two pools alternate, one without snapshots")
-    row("", "with", "without", "ratio")
-    plain, other = Section(options), Section(options)
-    for section in (plain, other):
-        section.pool()
-        section.rate("v", depth=32)
+LOADS = [
+    ("4 KiB random write, depth 1", dict(depth=1)),
+    ("4 KiB random write, depth 32", dict(depth=32)),
+    ("4 KiB random read, depth 1", dict(depth=1, op="read")),
+    ("4 KiB random read, depth 32", dict(depth=32, op="read")),
+    ("128 KiB sequential write, depth 4", dict(block=131072, pattern="sequential", flush=64, depth=4)),
+    ("128 KiB sequential read, depth 4", dict(block=131072, pattern="sequential", op="read", depth=4)),
+]
 
-    def compare(name, prepare=None, **load):
+
+class Twins:
+    """Two pools that get the same loads by turns; one has snapshots, the other has none."""
+
+    def __init__(self, options):
+        self.options, self.plain, self.other = options, Section(options), Section(options)
+        for section in (self.plain, self.other):
+            section.pool()
+            section.rate("v", depth=32)
+
+    def snapshots(self, count, **values):
+        return self.other.bench("snapshots", on="v", count=count, **values)
+
+    def maintain(self):
+        for section in (self.plain, self.other):
+            section.bench("maintain")
+
+    def turns(self, ours, theirs, prepare=None):
         pairs = []
-        for index in range(options.rounds):
+        for index in range(self.options.rounds):
             if prepare:
                 prepare()
             # The order alternates, too.
             if index % 2:
-                without = plain.rate("v", depth=32, **load)
-                pairs.append((other.rate("v", depth=32, **load), without))
+                without = theirs()
+                pairs.append((ours(), without))
             else:
-                with_them = other.rate("v", depth=32, **load)
-                pairs.append((with_them, plain.rate("v", depth=32, **load)))
-        a, b = (statistics.median(column) for column in zip(*pairs))
-        row(name, "%.0f" % a, "%.0f" % b, "%.2f" % ratio(pairs))
+                with_them = ours()
+                pairs.append((with_them, theirs()))
+        return pairs
 
-    compare("writes, before any snapshot (control)")
-    compare("writes, just after a snapshot", lambda: other.bench("snapshots", on="v", count=1))
-    compare("reads, with %d snapshots" % options.rounds, op="read")
-    other.bench("snapshots", on="v", count=100 - options.rounds, writes=64, depth=1, size=GIB)
-    compare("writes, just after 97 snapshots in a moment")
-    compare("reads, just after that", op="read")
-    for section in (plain, other):
-        section.bench("maintain")
-    compare("writes, with 100 snapshots")
-    compare("reads, with 100 snapshots", op="read")
-    pairs = []
-    for _ in range(options.rounds):
-        timed = other.bench(
-            "timed", on="v", every=1, seconds=options.seconds + 1, depth=32, size=GIB, flush=FLUSH)["load"]["rate"]
-        pairs.append((timed, plain.rate("v", depth=32, seconds=options.seconds + 1)))
-    a, b = (statistics.median(column) for column in zip(*pairs))
-    row("writes, a snapshot every second", "%.0f" % a, "%.0f" % b, "%.2f" % ratio(pairs))
+    def compare(self, state, loads, prepare=None):
+        for name, load in loads:
+            for section in (self.plain, self.other):
+                # What the load before left behind (scattered blocks, dirty pages) is not this one's.
+                section.rate("v", **dict(load, seconds=0.2))
+            pairs = self.turns(
+                lambda: self.other.rate("v", **load), lambda: self.plain.rate("v", **load), prepare)
+            self.tell(state, name, pairs)
+
+    def compare_timed(self, state, loads):
+        """A snapshot a second beside the load; three of them in each run."""
+        for name, load in loads:
+            values = dict(dict(size=GIB, seconds=3.5), **load)
+            if values.get("op", "write") == "write":
+                values.setdefault("flush", FLUSH)
+            pairs = self.turns(
+                lambda: self.other.bench("timed", on="v", every=1, **values)["load"]["rate"],
+                lambda: self.plain.rate("v", **dict(load, seconds=3.5)))
+            self.tell(state, name, pairs)
+
+    @staticmethod
+    def tell(state, name, pairs):
+        a, b = (statistics.median(column) for column in zip(*pairs))
+        row("%s: %s" % (state, name), "%.0f" % a, "%.0f" % b, "%.2f" % ratio(pairs))
+
+    def end(self):
+        self.plain.end()
+        self.other.end()
+
+
+def snapshots(options):
+    heading("What snapshots cost: 1 GiB, calls per second; two pools take turns, one without snapshots")
+    row("", "with", "without", "ratio")
+    twins = Twins(options)
+    writes = [load for load in LOADS if load[1].get("op", "write") == "write"]
+    twins.compare("no snapshot (control)", LOADS)
+    twins.snapshots(1)
+    twins.compare("one snapshot", LOADS)
+    twins.compare("just after each", writes, lambda: twins.snapshots(1))
+    twins.snapshots(100 - 1 - options.rounds * len(writes), writes=64, depth=1, size=GIB)
+    twins.maintain()
+    twins.compare("100 snapshots", LOADS)
+    twins.compare_timed("one a second", LOADS)
     began = time.time()
-    made = other.bench("snapshots", on="v", count=10000 - 100, writes=16, depth=1, size=GIB)
+    made = twins.snapshots(10000 - 100, writes=16, depth=1, size=GIB)
     row("10,000 snapshots made, median ms each", "%.2f" % (made["p50us"] / 1000), "%.0f s" % (time.time() - began))
-    compare("writes, with 10,000 snapshots")
-    compare("writes, just after a snapshot, with 10,000", lambda: other.bench("snapshots", on="v", count=1))
-    compare("reads, with 10,000 snapshots", op="read")
-    plain.end()
-    other.end()
+    twins.maintain()
+    twins.compare("10,000 snapshots", LOADS)
+    twins.compare("just after each, with 10,000", writes, lambda: twins.snapshots(1))
+    twins.end()
 
 
 def alternate(sections, rounds):
@@ -232,16 +274,31 @@ def alternate(sections, rounds):
     return [statistics.median(column) for column in found]
 
 
+def alternate_pauses(sections, rounds):
+    """Median over the rounds of p50 and p99, us, of the 4 KiB writes that overlap a snapshot call."""
+    found = [[] for _ in sections]
+    for _ in range(rounds):
+        for index, (section, size) in enumerate(sections):
+            pause = section.bench(
+                "pause", on="v", depth=4, threads=2, size=size, flush=FLUSH, count=40, everyus=25000)["pause"]
+            found[index].append((pause["p50us"], pause["p99us"]))
+    return [tuple(statistics.median(column) for column in zip(*values)) for values in found]
+
+
 def times(options):
-    heading("Time of one snapshot call, ms; 64 random writes before each; the pools of a group take turns")
-    row("", "median", "ratio to first")
+    heading(
+        "Time of one snapshot call, ms, 64 random writes before each; and us of writes at depth 4 by two threads that "
+        "overlap one; the pools of a group take turns")
+    row("", "call, ms", "ratio to first", "pause p50", "pause p99", "ratio to first")
 
     def group(names, sections):
         for section, _ in sections:
             section.bench("maintain")
-        medians = alternate(sections, 4 * options.rounds)
-        for name, found in zip(names, medians):
-            row(name, "%.2f" % found, "%.2f" % (found / medians[0]))
+        calls = alternate(sections, 4 * options.rounds)
+        pauses = alternate_pauses(sections, options.rounds)
+        for name, call, (p50, p99) in zip(names, calls, pauses):
+            row(name, "%.2f" % call, "%.2f" % (call / calls[0]), "%.0f" % p50, "%.0f" % p99,
+                "%.2f" % (p99 / pauses[0][1]))
         for section, _ in sections:
             section.end()
 
@@ -324,17 +381,18 @@ def amplification(options):
         section.end()
 
 
-# Peers. Everybody does the same: 1 GiB of fragmented data, then 4 KiB writes in the order of `qemu-img bench -S STEP`,
-# a flush after 256 of them, depth 16.
+# Peers. Everybody does the same: data written in scattered order, 64 KiB at a time; then 4 KiB writes in the order of
+# `qemu-img bench -S STEP`, a flush after 256 of them, depth 16.
 
 STEP = 1052672
+FILL = dict(block=65536, step=17 * 65536)
 DEPTH = 16
 
 
-def qemu_bench(image, format_, calls, offset):
+def qemu_bench(image, calls, block=4096, step=STEP):
     output = subprocess.run(
-        ["qemu-img", "bench", "-w", "-f", format_, "-t", "writeback", "-i", "threads", "-d", str(DEPTH), "-s", "4096",
-         "-S", str(STEP), "-o", str(offset), "-c", str(calls), "--flush-interval", str(FLUSH), image],
+        ["qemu-img", "bench", "-w", "-f", "qcow2", "-t", "writeback", "-i", "threads", "-d", str(DEPTH), "-s",
+         str(block), "-S", str(step), "-c", str(calls), "--flush-interval", str(FLUSH), image],
         check=True, capture_output=True, text=True).stdout
     return calls / float(re.search(r"completed in ([0-9.]+) seconds", output).group(1))
 
@@ -344,17 +402,16 @@ class StorePeer:
 
     def __init__(self, options, size):
         self.section, self.size = Section(options), size
-        self.section.pool(size)
+        self.section.pool(size, fill=False)
+        self.write(size // FILL["block"], **FILL)
 
-    def write(self, calls, seed):
+    def write(self, calls, **values):
         return self.section.bench(
-            "run", on="v", pattern="step", step=STEP, depth=DEPTH, size=self.size, calls=calls, flush=FLUSH)["rate"]
+            "run", on="v", pattern="step", depth=DEPTH, size=self.size, calls=calls, flush=FLUSH,
+            **dict(dict(step=STEP), **values))["rate"]
 
     def snapshot(self):
         return self.section.bench("snapshots", on="v", count=1)["maxus"] / 1000
-
-    def directory(self):
-        return self.section.directory
 
     def end(self):
         self.section.end()
@@ -373,15 +430,20 @@ class FilePeer:
                 file.truncate(size * 6)
             self.loop = subprocess.run(
                 ["losetup", "--find", "--show", image], check=True, capture_output=True, text=True).stdout.strip()
-            subprocess.run(["mkfs.%s" % kind, "-q", self.loop], check=True, stderr=subprocess.DEVNULL)
+            subprocess.run(["mkfs.%s" % kind, "-q", self.loop], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             self.home = self.section.path("mount")
             os.mkdir(self.home)
             subprocess.run(["mount", self.loop, self.home], check=True)
-        self.section.raw(size, os.path.join(self.home, "raw"))
+        path = os.path.join(self.home, "raw")
+        with open(path, "wb") as file:
+            file.truncate(size)
+        self.section.bench("file", name="raw", path=path)
+        self.write(size // FILL["block"], **FILL)
 
-    def write(self, calls, seed):
+    def write(self, calls, **values):
         return self.section.bench(
-            "run", on="raw", pattern="step", step=STEP, depth=DEPTH, size=self.size, calls=calls, flush=FLUSH)["rate"]
+            "run", on="raw", pattern="step", depth=DEPTH, size=self.size, calls=calls, flush=FLUSH,
+            **dict(dict(step=STEP), **values))["rate"]
 
     def snapshot(self):
         if not self.kind:
@@ -394,9 +456,6 @@ class FilePeer:
         os.fsync(descriptor)
         os.close(descriptor)
         return (time.perf_counter() - began) * 1000
-
-    def directory(self):
-        return self.section.directory
 
     def end(self):
         self.section.bench("endfile", name="raw")
@@ -413,12 +472,10 @@ class QcowPeer:
         self.section, self.size, self.count = Section(options), size, 0
         self.image = self.section.path("image.qcow2")
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", self.image, str(size)], check=True)
-        subprocess.run(
-            ["qemu-img", "bench", "-w", "-f", "qcow2", "-t", "writeback", "-d", "4", "-s", "1M", "-c",
-             str(size // MIB), self.image], check=True, stdout=subprocess.DEVNULL)
+        self.write(size // FILL["block"], **FILL)
 
-    def write(self, calls, seed):
-        return qemu_bench(self.image, "qcow2", calls, 0)
+    def write(self, calls, **values):
+        return qemu_bench(self.image, calls, **values)
 
     def snapshot(self):
         self.count += 1
@@ -426,17 +483,12 @@ class QcowPeer:
         subprocess.run(["qemu-img", "snapshot", "-c", "s%d" % self.count, self.image], check=True)
         return (time.perf_counter() - began) * 1000
 
-    def directory(self):
-        return self.section.directory
-
     def end(self):
         self.section.end()
 
 
 def make_peers(options, size):
-    peers = [
-        ("store", lambda: StorePeer(options, size)), ("raw", lambda: FilePeer(options, size)),
-        ("qcow2", lambda: QcowPeer(options, size))]
+    peers = [("raw", lambda: FilePeer(options, size)), ("qcow2", lambda: QcowPeer(options, size))]
     if os.geteuid() == 0 and os.path.exists("/dev/loop-control"):
         peers += [(kind, lambda kind=kind: FilePeer(options, size, kind)) for kind in ("btrfs", "xfs")]
     else:
@@ -444,32 +496,45 @@ def make_peers(options, size):
     return peers
 
 
+def peer_round(peer, calls):
+    """Writes, a snapshot, the same writes again: rates before and after, ms of the snapshot, bytes for each byte after."""
+    directory = peer.section.directory
+    before = peer.write(calls)
+    snapshot = peer.snapshot()
+    subprocess.run(["sync", "-f", directory], check=True)
+    sectors = device_sectors(directory)
+    after = peer.write(calls)
+    subprocess.run(["sync", "-f", directory], check=True)
+    return before, after, snapshot, (device_sectors(directory) - sectors) * 512 / (calls * 4096)
+
+
 def peers(options):
-    size = options.peer_gib * GIB
     heading(
-        "Peers, %d GiB of data fragmented by random writes; 4 KiB writes at depth %d, flush after %d; median of %d rounds"
-        % (options.peer_gib, DEPTH, FLUSH, options.rounds))
+        "Peers, %d GiB written in scattered order; 4 KiB writes at depth %d, flush after %d; the store and one peer take "
+        "turns, median of %d rounds; ratios: store/peer" % (options.peer_gib, DEPTH, FLUSH, options.rounds))
     row("", "before /s", "after /s", "after/before", "snapshot ms", "bytes/byte")
     calls = options.peer_calls
-    for name, make in make_peers(options, size):
+    for name, make in make_peers(options, options.peer_gib * GIB):
         if options.peer and name not in options.peer:
             continue
-        peer = make()
+        pair = [StorePeer(options, options.peer_gib * GIB)]
         try:
-            peer.write(calls * 2, 1)
-            before, after, times_, device = [], [], [], []
-            for index in range(options.rounds):
-                before.append(peer.write(calls, index))
-                times_.append(peer.snapshot())
-                subprocess.run(["sync", "-f", peer.directory()], check=True)
-                sectors = device_sectors(peer.directory())
-                after.append(peer.write(calls, index))
-                subprocess.run(["sync", "-f", peer.directory()], check=True)
-                device.append((device_sectors(peer.directory()) - sectors) * 512 / (calls * 4096))
-            b, a, t, d = map(statistics.median, (before, after, times_, device))
-            row(peer.name, "%.0f" % b, "%.0f" % a, "%.2f" % (a / b), "%.1f" % t, "%.2f" % d)
+            pair.append(make())
+            rounds = []
+            for index in range(options.rounds + 1):
+                turn = {peer: peer_round(peer, calls) for peer in (pair if index % 2 else reversed(pair))}
+                # The first round only scatters what the fill wrote.
+                if index:
+                    rounds.append([turn[peer] for peer in pair])
+            for at, peer in enumerate(pair):
+                b, a, t, d = (statistics.median(column) for column in zip(*(turn[at] for turn in rounds)))
+                row(peer.name, "%.0f" % b, "%.0f" % a, "%.2f" % (a / b), "%.1f" % t, "%.2f" % d)
+            row("  store/%s" % name, *(
+                "%.3g" % ratio([(ours[at], theirs[at]) for ours, theirs in rounds]) if at is not None else ""
+                for at in (0, 1, None, 2, 3)))
         finally:
-            peer.end()
+            for peer in pair:
+                peer.end()
 
 
 def main():
@@ -481,7 +546,7 @@ def main():
     parser.add_argument("--directory", default="/var/tmp")
     parser.add_argument("--io", default="auto")
     parser.add_argument("--peer-gib", type=int, default=1)
-    parser.add_argument("--peer", action="append", help="only this one: store, raw, qcow2, btrfs, xfs")
+    parser.add_argument("--peer", action="append", help="only this one: raw, qcow2, btrfs, xfs")
     parser.add_argument("--peer-calls", type=int, default=8192)
     options = parser.parse_args()
     known = {f.__name__: f for f in (rates, snapshots, times, pause, amplification, peers, direct)}

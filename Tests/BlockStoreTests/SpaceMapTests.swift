@@ -1,3 +1,4 @@
+import Simulation
 import Testing
 
 @testable import BlockStore
@@ -28,10 +29,37 @@ struct SpaceMapTests {
         #expect(try #require(try map.allocateData(1)).lowerBound < 16 * Self.regionBlocks)
         #expect(try map.allocateData(32) == run.upperBound..<(run.upperBound + 32))
         // What comes free in one piece is taken again, before another region is begun.
-        for block in stride(from: UInt64(1), to: Self.regionBlocks, by: 2) { try map.release(block) }
+        let region = 5 * Self.regionBlocks..<(6 * Self.regionBlocks)
+        for block in region where block % 2 == 1 { try map.release(block) }
         var isReused = false
-        for _ in 0..<64 where try #require(try map.allocateData(32)).lowerBound < Self.regionBlocks { isReused = true }
+        for _ in 0..<64 where region.contains(try #require(try map.allocateData(32)).lowerBound) { isReused = true }
         #expect(isReused)
+    }
+
+    @Test("single blocks go to the emptiest region, or a fresh one, before they fill what is nearly full; none is lost")
+    func emptiestFirst() throws {
+        var generator = SeededGenerator(seed: 1)
+        let map = map(regions: 64)
+        try fill(map, regions: 32)
+        for block in stride(from: UInt64(0), to: 32 * Self.regionBlocks, by: 8) { try map.release(block) }
+        let roomy = 20 * Self.regionBlocks..<(21 * Self.regionBlocks)
+        for block in roomy where block % 8 != 0 && block % 4 != 1 { try map.release(block) }
+        #expect(roomy.contains(try #require(try map.allocateData(1)).lowerBound))
+        // As many come free as are taken, here and there.
+        var old = (0..<32 * Self.regionBlocks).filter { !roomy.contains($0) && $0 % 8 != 0 }
+        var places = Set<UInt64>()
+        for _ in 0..<20 * Self.regionBlocks {
+            places.insert(try #require(try map.allocateData(1)).lowerBound / Self.regionBlocks)
+            let index = Int(generator.next() % UInt64(old.count))
+            try map.release(old[index])
+            old.swapAt(index, old.count - 1)
+            old.removeLast()
+        }
+        // Half as much again as what is in use, and eight.
+        #expect(places.contains(32))
+        #expect(map.regionsInUse > 40 && map.regionsInUse <= 51)
+        while try map.allocateData(1) != nil {}
+        #expect(map.busyBlocks == 64 * Self.regionBlocks)
     }
 
     @Test("large requests take all there is, to the last block, and make a pool no more than twice as large as its use")

@@ -375,19 +375,37 @@ final class SpaceMap {
         return nil
     }
 
-    /// Prefers a region with room for long runs, then a fresh one, then any.
+    /// Of the next regions the emptiest, where it is half empty; otherwise a fresh one, for as long as the pool does not
+    /// take half as much again as what is in use; otherwise the emptiest. What is half empty has free blocks in runs,
+    /// and writes of single blocks reach the disk as runs.
     private func nextDataRegion() -> Int? {
         let full = Int(regionBlocks)
-        var any: Int?
-        for step in 1...max(1, regionsInUse) {
-            let index = (dataRegion + step) % max(1, regionsInUse)
-            guard regions[index].kind != .metadata, regions[index].busyCount < full else { continue }
-            if regions[index].busyCount <= full - full / 8 { return index }
-            if any == nil { any = index }
+        var best: (index: Int, busyCount: Int)?
+        for step in stride(from: 1, through: regionsInUse, by: 1) {
+            let index = (dataRegion + step) % regionsInUse
+            let region = regions[index]
+            // Single blocks keep out of where runs are handed out.
+            if region.kind != .metadata, index != runRegion, region.busyCount < best?.busyCount ?? full {
+                best = (index, region.busyCount)
+            }
+            if step >= Self.regionsToCompare, best != nil { break }
         }
-        if regionsInUse < regionLimit { return regionsInUse }
-        return any
+        let canBeFresh = regionsInUse < regionLimit
+        guard let best else {
+            let hasRoom = runRegion < regionsInUse && regions[runRegion].kind != .metadata
+            if hasRoom, regions[runRegion].busyCount < full, !canBeFresh || allocationsWithoutRuns > 0 {
+                return runRegion
+            }
+            return canBeFresh ? regionsInUse : nil
+        }
+        let isRoomy = regionsInUse * 2 > Int(3 * busyBlocks / regionBlocks) + 2 * Self.spareRegions
+        if best.busyCount <= full / 2 || isRoomy || !canBeFresh || allocationsWithoutRuns > 0 { return best.index }
+        return regionsInUse
     }
+
+    private static let regionsToCompare = 256
+    /// The pool may take so many more than any ratio says.
+    private static let spareRegions = 8
 
     /// 32 KiB: from here on a request is not cut into pieces for the sake of single free blocks.
     private static let longRunBlocks = 8
@@ -402,7 +420,7 @@ final class SpaceMap {
             runRegion = next
             runHint = 0
         }
-        let isSparse = UInt64(regionsInUse) * regionBlocks > 2 * busyBlocks + 8 * regionBlocks
+        let isSparse = regionsInUse > Int(2 * busyBlocks / regionBlocks) + Self.spareRegions
         guard regionsInUse < regionLimit, !isSparse else { return nil }
         runRegion = regionsInUse
         runHint = 0
@@ -428,7 +446,9 @@ final class SpaceMap {
         for step in 1...max(1, regionsInUse) {
             let index = (runRegion + step) % max(1, regionsInUse)
             let region = regions[index]
-            guard region.kind != .metadata, region.busyCount <= full - full / 8 else { continue }
+            guard region.kind != .metadata, index != dataRegion, region.busyCount <= full - full / 8 else {
+                continue
+            }
             if region.busyWhenRunless == .max || region.busyCount <= region.busyWhenRunless - full / 32 { return index }
         }
         return nil
@@ -457,7 +477,10 @@ final class SpaceMap {
         guard regions[region].busyCount < Int(regionBlocks) else { return nil }
         if kind == .data, regions[region].kind == .metadata { return nil }
         let bits = try bits(ofRegion: region)
-        guard let first = findFree(bits, from: hint) ?? findFree(bits, from: 0) else { return nil }
+        // What came free behind the hint lies in single blocks: data leaves it for the next time.
+        guard let first = findFree(bits, from: hint) ?? (kind == .metadata ? findFree(bits, from: 0) : nil) else {
+            return nil
+        }
         return take(wanted, from: first, bits, region: region, kind: kind, hint: &hint)
     }
 
