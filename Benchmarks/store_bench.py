@@ -4,7 +4,7 @@ Figures of one run depend on the machine and its neighbours; what is compared al
 median of the ratios of neighbouring runs. `Benchmarks/run.sh` builds what is needed; docs/benchmarks.md has the results.
 
     store_bench.py BENCH_PROGRAM SECTION... [--rounds N] [--seconds S] [--directory DIR]
-    sections: rates snapshots times pause amplification peers direct
+    sections: rates snapshots times pause amplification peers direct (40 GiB of free disk for all of them)
 """
 
 import argparse
@@ -58,8 +58,11 @@ def row(name, *cells):
 
 
 class Section:
+    open = []
+
     def __init__(self, options):
         self.options = options
+        Section.open.append(self)
         self.directory = tempfile.mkdtemp(prefix="stillpoint-bench.", dir=options.directory)
         self.log = os.path.join("/dev/shm", os.path.basename(self.directory))
         self.bench = Bench(options.program)
@@ -68,6 +71,7 @@ class Section:
         return os.path.join(self.directory, name)
 
     def end(self):
+        Section.open.remove(self)
         self.bench.end()
         shutil.rmtree(self.directory, ignore_errors=True)
         shutil.rmtree(self.log, ignore_errors=True)
@@ -245,33 +249,29 @@ class Twins:
 def snapshots(options):
     heading("What snapshots cost: 1 GiB, calls per second; two pools take turns, one without snapshots")
     row("", "with", "without", "ratio")
+    # Pools of their own: after sequential writes random ones find more room in one piece, and the other way round.
+    for loads in ([load for load in LOADS if "block" not in load[1]], [load for load in LOADS if "block" in load[1]]):
+        snapshots_under(options, loads)
+
+
+def snapshots_under(options, loads):
     twins = Twins(options)
-    writes = [load for load in LOADS if load[1].get("op", "write") == "write"]
-    twins.compare("no snapshot (control)", LOADS)
+    writes = [load for load in loads if load[1].get("op", "write") == "write"]
+    twins.compare("no snapshot (control)", loads)
     twins.snapshots(1)
-    twins.compare("one snapshot", LOADS)
+    twins.compare("one snapshot", loads)
     twins.compare("just after each", writes, lambda: twins.snapshots(1))
     twins.snapshots(100 - 1 - options.rounds * len(writes), writes=64, depth=1, size=GIB)
     twins.maintain()
-    twins.compare("100 snapshots", LOADS)
-    twins.compare_timed("one a second", LOADS)
+    twins.compare("100 snapshots", loads)
+    twins.compare_timed("one a second", loads)
     began = time.time()
     made = twins.snapshots(10000 - 100, writes=16, depth=1, size=GIB)
     row("10,000 snapshots made, median ms each", "%.2f" % (made["p50us"] / 1000), "%.0f s" % (time.time() - began))
     twins.maintain()
-    twins.compare("10,000 snapshots", LOADS)
+    twins.compare("10,000 snapshots", loads)
     twins.compare("just after each, with 10,000", writes, lambda: twins.snapshots(1))
     twins.end()
-
-
-def alternate(sections, rounds):
-    """Median ms of a snapshot call in each of several pools, taken in turns, so that all meet the same disk."""
-    found = [[] for _ in sections]
-    for _ in range(rounds):
-        for index, (section, size) in enumerate(sections):
-            found[index].append(
-                section.bench("snapshots", on="v", count=4, writes=64, depth=1, size=size)["p50us"] / 1000)
-    return [statistics.median(column) for column in found]
 
 
 def alternate_pauses(sections, rounds):
@@ -553,7 +553,11 @@ def main():
     for name in options.sections or known:
         if name not in known:
             sys.exit("there is no section %s; there are %s" % (name, ", ".join(known)))
-        known[name](options)
+        try:
+            known[name](options)
+        finally:
+            while Section.open:
+                Section.open[-1].end()
 
 
 main()
