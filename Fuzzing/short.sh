@@ -49,8 +49,10 @@ swiftc "${flags[@]}" -o "$work/probe" "$work/probe.swift" "$work/libraries.a" 2>
 
 # A room of ours, instrumented.
 room() {
+    local sources
+    mapfile -t sources < <(find -H "Product/$1" -name '*.swift' | sort)
     swiftc "${flags[@]}" -module-name "$1" -emit-module -emit-module-path "$work/$1.swiftmodule" -emit-object \
-        -o "$work/$1.o" Product/"$1"/*.swift
+        -o "$work/$1.o" "${sources[@]}"
 }
 fuzzer() {
     local name=$1; shift
