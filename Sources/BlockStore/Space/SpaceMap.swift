@@ -375,9 +375,9 @@ final class SpaceMap {
         return nil
     }
 
-    /// Of the next regions the emptiest, where it is half empty; otherwise a fresh one, for as long as the pool does not
-    /// take half as much again as what is in use; otherwise the emptiest. What is half empty has free blocks in runs,
-    /// and writes of single blocks reach the disk as runs.
+    /// Of the next regions the emptiest, where it is half empty; otherwise a fresh one, for as long as the pool does
+    /// not take half as much again as what is in use; otherwise the emptiest. What is half empty has free blocks in
+    /// runs, and writes of single blocks reach the disk as runs.
     private func nextDataRegion() -> Int? {
         let full = Int(regionBlocks)
         var best: (index: Int, busyCount: Int)?
