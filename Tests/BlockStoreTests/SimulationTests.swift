@@ -1,6 +1,8 @@
 import Glibc
 import Testing
 
+func environmentText(_ name: String) -> String? { getenv(name).map { String(cString: $0) } }
+
 func environmentNumber(_ name: String) -> UInt64? {
     getenv(name).flatMap { UInt64(String(cString: $0)) }
 }

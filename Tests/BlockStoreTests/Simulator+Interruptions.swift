@@ -16,6 +16,9 @@ struct Interruption {
     /// How many come at one place, and in how many of 100 places.
     fileprivate var atOnce = 1
     fileprivate var percent: UInt64 = 20
+    fileprivate var kind = Kind.anything
+    /// How many of 100 writes go where the last one went.
+    fileprivate(set) var repeatPercent: UInt64 = 25
     fileprivate var isAllowed = false
     /// Changes of volumes and snapshots may come between, too.
     fileprivate(set) var allowsControl = true
@@ -24,6 +27,21 @@ struct Interruption {
     /// their order would be unknown.
     fileprivate var lastRecord: UInt64?
     fileprivate var failure: Simulator.Failure?
+
+    enum Kind {
+        case anything
+        /// Writes to one volume, over what was written last: for commits.
+        case overwrites(VolumeID)
+        /// What was written last is overwritten, that becomes durable, and the blocks are used again: for readers.
+        case churn(VolumeID)
+    }
+
+    fileprivate mutating func endSpecial() {
+        kind = .anything
+        percent = 20
+        atOnce = 1
+        repeatPercent = 25
+    }
 }
 
 extension Simulator {
@@ -91,6 +109,13 @@ extension Simulator {
     private func comeBetween(canCommit: Bool, canMaintain: Bool) throws {
         let volumes = model.volumes.keys.sorted { $0.description < $1.description }
         guard !volumes.isEmpty else { return }
+        switch interruption.kind {
+        case .overwrites(let volume) where model.volumes[volume] != nil:
+            return try write(volume, mayBeDurable: false)
+        case .churn(let volume) where model.volumes[volume] != nil && canCommit:
+            return try churn(volume, canMaintain: canMaintain)
+        default: break
+        }
         let volume = volumes[Int(generator.below(UInt64(volumes.count)))]
         switch generator.below(10) {
         case 0..<4: try write(volume, mayBeDurable: canCommit)
@@ -113,17 +138,74 @@ extension Simulator {
         }
     }
 
+    /// What is being read is overwritten, the blocks come free as soon as they may, and others are written.
+    private func churn(_ volume: VolumeID, canMaintain: Bool) throws {
+        defer { interruption.repeatPercent = 100 }
+        func isPossible() -> Bool { pool.flatMap { room(in: $0.core) }?.canCommit ?? false }
+        try write(volume, mayBeDurable: false)
+        for _ in 0..<2 where isPossible() {
+            if canMaintain, generator.chance(40) {
+                try attempt("maintain", isDurable: true, change: { _ in }, { try $0.maintain() })
+            } else {
+                try flush(volume)
+            }
+        }
+        interruption.repeatPercent = 0
+        for _ in 0..<2 where isPossible() { try write(volume, mayBeDurable: false) }
+    }
+
+    /// A commit while others write, and then what shows whether it took too much for its own: the data of a write that
+    /// came during its last sync is synced by the next commit only, and a block that was overwritten meanwhile still
+    /// belongs to what the commit made durable. So the power fails either in that next commit, when it has written
+    /// its batch and a lack of the data's sync leaves the data in the cache, or after some more writes, which would be
+    /// in the blocks that came free too early.
+    func commitUnderLoad(_ volume: VolumeID) throws {
+        setPlan(nil)
+        for _ in 0...generator.below(2) where pool != nil { try write(volume, mayBeDurable: false) }
+        guard pool != nil else { return }
+        interruption.kind = .overwrites(volume)
+        interruption.percent = 40
+        interruption.repeatPercent = 80
+        interruption.atOnce = 1 + Int(generator.below(3))
+        let before = interruption.count
+        defer { interruption.endSpecial() }
+        try attempt(
+            "flush under load", isDurable: true, isInterruptible: true, change: { _ in },
+            { try $0.device(of: volume).flush() })
+        guard interruption.count > before, pool != nil else { return }
+        interruption.endSpecial()
+        switch generator.below(3) {
+        case 0:
+            let at = disk.callCount + 1 + generator.below(3)
+            setPlan { call, _ in call >= at ? .powerLoss : nil }
+            losesPower = true
+            try attempt("flush", isDurable: true, change: { _ in }, { try $0.device(of: volume).flush() })
+        case 1:
+            for _ in 0...generator.below(4) where pool != nil { try write(volume, mayBeDurable: false) }
+            losesPower = true
+            if pool != nil { crash("after a flush under load") }
+        default: break
+        }
+    }
+
     /// A volume is read while it is overwritten, and blocks come free and are used again: each sector is one that was
     /// there meanwhile. Or a snapshot of it, which must not change.
     func readUnderWay(_ volume: VolumeID) throws {
         setPlan(nil)
+        defer { interruption.endSpecial() }
         interruption.percent = 50
         interruption.atOnce = 4
         // What is being read must stay.
         interruption.allowsControl = false
-        defer {
-            interruption.allowsControl = true
-            interruption.percent = 20
+        defer { interruption.allowsControl = true }
+        var place: Range<UInt64>?
+        if isInterrupted, generator.chance(50) {
+            // One place, which is not in the maps on disk yet: from the look-up to the read everything is in its layer.
+            for _ in 0...generator.below(2) where pool != nil { try write(volume, mayBeDurable: false) }
+            guard pool != nil else { return }
+            place = lastPlace(volume)
+            interruption.kind = .churn(volume)
+            interruption.repeatPercent = 100
             interruption.atOnce = 1
         }
         let snapshot = generator.chance(30) ? pickSnapshot() : nil
@@ -139,13 +221,15 @@ extension Simulator {
         let durable = interruption.durablePoints
         var states = [model.volumes[volume]!]
         try attempt(
-            "read \(volume.description.prefix(4))", isDurable: false, isInterruptible: true, change: { _ in }
+            "read \(volume.description.prefix(4)) \(place.map { "\($0)" } ?? "")", isDurable: false,
+            isInterruptible: true, change: { _ in }
         ) { pool in
-            let found = try readModel(try pool.device(of: volume))
+            let found = try readModel(try pool.device(of: volume), only: place)
             // Where something became durable, what was before it is not known any more.
             guard interruption.durablePoints == durable else { return }
             states += history[first...].compactMap { $0.volumes[volume] }
-            for sector in Set(states.flatMap(\.sectors.keys)).union(found.sectors.keys) {
+            for sector in Set(states.flatMap(\.sectors.keys)).union(found.sectors.keys)
+            where place?.contains(sector) ?? true {
                 guard states.contains(where: { $0.sectors[sector] == found.sectors[sector] }) else {
                     throw self.fail("sector \(sector) reads as what was never there")
                 }

@@ -42,6 +42,8 @@ final class Simulator {
     var logIsSmall: Bool { volatileLog != nil && logCapacityBytes != .max }
     /// So many of the last states in the history may be of an operation that was not acknowledged.
     private var unanswered = 0
+    /// The next crash is one of the power.
+    var losesPower = false
     private var boots: UInt64 = 1
     let isTight: Bool
     private let isSmall: Bool
@@ -139,7 +141,7 @@ final class Simulator {
 
     // MARK: Crashing
 
-    private func crash(_ why: String) {
+    func crash(_ why: String) {
         log.append("crash: \(why)")
         crashes += 1
         abandon()
@@ -185,7 +187,9 @@ final class Simulator {
     /// The end of the process alone, which leaves the system's cache and the volatile log, or a loss of power. True for
     /// the former.
     private func endProcessOrPower() -> Bool {
-        if generator.chance(options.endsProcesses ? 70 : volatileLog == nil ? 15 : 30) {
+        let endsProcess = generator.chance(options.endsProcesses ? 70 : volatileLog == nil ? 15 : 30)
+        defer { losesPower = false }
+        if endsProcess, !losesPower {
             log.append("the process ends")
             disk = disk.handedOver()
             volatileLog = volatileLog?.handedOver { [disk] in disk.isDead }
@@ -253,9 +257,15 @@ final class Simulator {
         allPlaces.map { $0.clamped(to: 0..<(sizeBytes / 512)) }.filter { !$0.isEmpty }
     }
 
-    func readModel(_ device: any BlockDevice) throws -> VolumeModel {
+    /// The place of the last write, where that was to this volume.
+    func lastPlace(_ volume: VolumeID) -> Range<UInt64>? {
+        guard let last = lastRange, last.volume == volume else { return nil }
+        return Self.places(sizeBytes: model.volumes[volume]!.sizeBytes).first { $0.overlaps(last.range) }
+    }
+
+    func readModel(_ device: any BlockDevice, only place: Range<UInt64>? = nil) throws -> VolumeModel {
         var result = VolumeModel(sizeBytes: device.sizeBytes)
-        for range in Self.places(sizeBytes: device.sizeBytes) {
+        for range in Self.places(sizeBytes: device.sizeBytes) where place ?? range == range {
             var bytes = [UInt8](repeating: 0, count: range.count * 512)
             try bytes.withUnsafeMutableBytes { raw in
                 do {
@@ -424,7 +434,7 @@ final class Simulator {
         case 46..<48: try generator.chance(70) ? unmapParts(volume) : rewrite(volume)
         case 48..<50: try readUnderWay(volume)
         case 50..<55: try compareAndWrite(volume)
-        case 55..<65: try flush(volume)
+        case 55..<65: try isInterrupted && generator.chance(40) ? commitUnderLoad(volume) : flush(volume)
         case 65..<74: try snapshot(volumes)
         case 74..<80: try deleteSnapshot()
         case 80..<83: try clone()
@@ -451,7 +461,7 @@ final class Simulator {
         let places = Self.places(sizeBytes: model.volumes[volume]!.sizeBytes)
         guard !places.isEmpty else { return nil }
         // Often the same blocks again.
-        if aligned, let last = lastRange, last.volume == volume, generator.chance(25),
+        if aligned, let last = lastRange, last.volume == volume, generator.chance(interruption.repeatPercent),
             places.contains(where: { $0.lowerBound <= last.range.lowerBound && last.range.upperBound <= $0.upperBound })
         {
             return last.range
@@ -473,7 +483,8 @@ final class Simulator {
     }
 
     func write(_ volume: VolumeID, mayBeDurable: Bool = true) throws {
-        guard let range = pickRange(volume, aligned: generator.chance(70)) else { return }
+        let isAligned = generator.chance(70) || interruption.repeatPercent > 25
+        guard let range = pickRange(volume, aligned: isAligned) else { return }
         let tag = generator.chance(10) ? 0 : nextTag()
         // Zeros over zeros would make a new block that looks like the old one.
         if tag == 0, !range.contains(where: { model.volumes[volume]!.sectors[$0] != nil }) { return }

@@ -69,6 +69,12 @@ enum PlantedBug: String, CaseIterable, Sendable {
     case detachedOwnsAll
     /// A step of reclaim stores a cursor beyond what it did.
     case cursorTooFar
+    /// Data that was written while the last sync of a commit ran counts as synced by it.
+    case lateDataTakenForSynced
+    /// A commit hands out also what was overwritten after it began.
+    case lateOverwritesReleased
+    /// Freed blocks are handed out while readers still read them.
+    case readersNotAwaited
     /// The volatile log goes on in the same file when a commit begins.
     case logNotTurned
     /// A checkpoint takes a map page that it cannot read for an empty one.

@@ -339,7 +339,7 @@ final class PoolCore: @unchecked Sendable {
     /// readers of the phase before.
     func advanceFrees() {
         for _ in 0..<2 {
-            if hasReaders(1 - readPhase) { return }
+            if hasReaders(1 - readPhase), !hasBug(.readersNotAwaited) { return }
             releasable.append(unlinkedBefore)
             punchable.append(unlinkedToPunchBefore)
             unlinkedBefore = unlinkedNow

@@ -126,6 +126,12 @@ extension PoolCore {
             fail("\(failed)")
             throw failed
         }
+        if hasBug(.lateDataTakenForSynced) { hasUnsyncedData = false }
+        if hasBug(.lateOverwritesReleased) {
+            retiring.overwritten += retired.overwritten
+            retiring.unmapped += retired.unmapped
+            retired = Retired()
+        }
         batchesAhead -= end.sequence - journalEnd.sequence
         journalEnd = end
         committedRecord = batches.last?.lastRecord ?? committedRecord
