@@ -19,7 +19,8 @@ struct MapRotHistory {
         }
     }
 
-    private static let sizeBytes: UInt64 = 64 << 30
+    /// Ends in the middle of a leaf, and of pages above it.
+    private static let sizeBytes: UInt64 = 5_000_020 << 12
     private static let places: [UInt64] = [0, 256, 512, 32768, 32768 + 256, 5_000_000]
 
     private var generator: SeededGenerator
@@ -114,8 +115,8 @@ struct MapRotHistory {
     private mutating func unmap(_ id: VolumeID) throws {
         let place = Self.places[Int(generator.below(UInt64(Self.places.count)))]
         let large: [UInt64] = [256, 40000, 4_200_000]
-        let range =
-            generator.chance(70) ? (place + 3)..<(place + 9) : place..<(place + large[Int(generator.below(3))])
+        let end = min(place + large[Int(generator.below(3))], Self.sizeBytes / 4096)
+        let range = generator.chance(70) ? (place + 3)..<(place + 9) : place..<end
         try pool.device(of: id).unmap(at: range.lowerBound * 4096, lengthBytes: UInt64(range.count) * 4096)
         for other in Self.places {
             for block in other..<(other + 20) where range.contains(block) {

@@ -65,10 +65,12 @@ struct PoolModel: Equatable {
     var origins: [VolumeID: SnapshotID] = [:]
     var members: [Member: MemberState] = [:]
     var heads: [VolumeID: (parent: Member?, tree: VolumeID)] = [:]
+    var poolBytes: UInt64 = 0
 
     /// By what can be read from a pool.
     static func == (left: PoolModel, right: PoolModel) -> Bool {
         left.volumes == right.volumes && left.snapshots == right.snapshots && left.origins == right.origins
+            && left.poolBytes == right.poolBytes
     }
 
     func hasSameBlocks(as other: PoolModel) -> Bool {

@@ -72,6 +72,26 @@ extension Simulator {
 
     // MARK: Operations
 
+    /// Whole blocks from one place to another, which often covers leaves, and pages above them, just so or but for a
+    /// block.
+    func pickStretch(_ volume: VolumeID) -> Range<UInt64>? {
+        let places = Self.places(sizeBytes: model.volumes[volume]!.sizeBytes)
+        guard !places.isEmpty else { return nil }
+        func pick() -> UInt64 {
+            let place = places[Int(generator.below(UInt64(places.count)))]
+            // The middle of most places is a border.
+            let middle = (place.lowerBound + place.upperBound) / 2
+            let border = (middle + 1024) / 2048 * 2048
+            let steps: [UInt64] = [0, 8, 16]
+            if generator.chance(60), border > 0, place.contains(border) {
+                return border + 8 - steps[Int(generator.below(3))]
+            }
+            return (place.lowerBound + generator.below(UInt64(place.count))) / 8 * 8
+        }
+        let (first, second) = (pick(), pick())
+        return first == second ? nil : min(first, second)..<max(first, second)
+    }
+
     /// An unmap of parts of blocks: the first and the last part are written as zeros, each a change of its own.
     func unmapParts(_ volume: VolumeID) throws {
         guard let range = pickRange(volume, aligned: false),

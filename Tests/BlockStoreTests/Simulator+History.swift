@@ -72,7 +72,8 @@ extension Simulator {
 
     func grow() throws {
         guard let size = pool?.statistics.sizeBytes, size < 48 << 20 else { return }
-        try attempt("grow the pool", isDurable: true, change: { _ in }, { try $0.grow(to: size * 2) })
+        try attempt(
+            "grow the pool", isDurable: true, change: { $0.poolBytes = size * 2 }, { try $0.grow(to: size * 2) })
     }
 
     /// Everything that the pool refers to must be what was written, at any moment.

@@ -125,6 +125,8 @@ final class Simulator {
 
     func run() throws {
         pool = try Pool.create(on: disk, options: poolOptions())
+        model.poolBytes = pool!.statistics.sizeBytes
+        history = [model]
         for _ in 0..<(options.endsProcesses ? options.operations * 3 / 4 : options.operations) {
             try step()
             if pool == nil { try recover() }
@@ -285,6 +287,7 @@ final class Simulator {
 
     private func readAll(_ pool: Pool) throws -> PoolModel {
         var result = PoolModel()
+        result.poolBytes = pool.statistics.sizeBytes
         for volume in pool.volumes() {
             result.volumes[volume.id] = try readModel(try pool.device(of: volume.id))
             if let origin = volume.clonedFrom { result.origins[volume.id] = origin.snapshot }
@@ -510,7 +513,7 @@ final class Simulator {
                 change: { $0.volumes[volume]!.unmap(0..<(size / 512)) },
                 { try $0.device(of: volume).unmap(at: 0, lengthBytes: size) })
         }
-        guard let range = pickRange(volume, aligned: true) else { return }
+        guard let range = generator.chance(25) ? pickStretch(volume) : pickRange(volume, aligned: true) else { return }
         try attempt(
             "unmap \(volume.description.prefix(4)) \(range)", isDurable: false,
             change: { $0.volumes[volume]!.unmap(range) },
@@ -732,9 +735,11 @@ final class Simulator {
             { _ = try $0.revert(volumes: volumes, to: snapshot, keepAs: kept, keepName: name, attributes: []) })
     }
 
+    /// What was acknowledged before a close ended is there, whether it was flushed or not.
     private func reopen() throws {
-        try attempt("close", isDurable: true, change: { _ in }, { try $0.close() })
+        try attempt("close", isDurable: true, isInterruptible: true, change: { _ in }, { try $0.close() })
         guard pool != nil else { return }
+        history = [model]
         setPlan(nil)
         pool = nil
         try recover()

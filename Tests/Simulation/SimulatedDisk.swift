@@ -59,11 +59,13 @@ public final class SimulatedDisk: StorageFile {
     }
 
     private init(
-        durable: [UInt64: [UInt8]], sizeBytes: UInt64, backed: Set<UInt64>, seed: UInt64, like other: SimulatedDisk
+        durable: [UInt64: [UInt8]], live: [UInt64: [UInt8]]? = nil, pending: [Change] = [], sizeBytes: UInt64,
+        backed: Set<UInt64>, seed: UInt64, like other: SimulatedDisk
     ) {
         var initial = State(generator: SeededGenerator(seed: seed))
         initial.durable = durable
-        initial.live = durable
+        initial.live = live ?? durable
+        initial.pending = pending
         initial.sizeBytes = sizeBytes
         initial.backed = backed
         state = Mutex(initial)
@@ -108,14 +110,15 @@ public final class SimulatedDisk: StorageFile {
         }
     }
 
-    /// The disk as a process finds it that starts after the one before was killed: no write that returned is lost.
+    /// The disk as a process finds it that starts after the one before was killed: no write that returned is lost, and
+    /// what was not synced is still not durable.
     public func handedOver() -> SimulatedDisk {
         state.withLock { state in
             state.isDead = true
             var generator = state.generator
             return SimulatedDisk(
-                durable: state.live, sizeBytes: state.sizeBytes, backed: state.backed, seed: generator.next(),
-                like: self)
+                durable: state.durable, live: state.live, pending: state.pending, sizeBytes: state.sizeBytes,
+                backed: state.backed, seed: generator.next(), like: self)
         }
     }
 
