@@ -179,6 +179,8 @@ public final class HostFile: StorageFile {
         clinux_file_start_writeback(descriptor, offset, lengthBytes)
     }
 
+    public func dropCache() { _ = posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED) }
+
     public func punchHole(at offset: UInt64, lengthBytes: UInt64) throws(StorageError) {
         let failure = clinux_file_punch(descriptor, isBlockDevice ? 1 : 0, offset, lengthBytes)
         // Giving space back is a courtesy: what cannot do it keeps the space.

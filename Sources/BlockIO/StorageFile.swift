@@ -32,6 +32,10 @@ public protocol StorageFile: AnyObject, Sendable {
     /// for. It promises nothing and fails never: what goes wrong, the next `sync()` says.
     func startWriteback(at offset: UInt64, lengthBytes: UInt64)
 
+    /// Lets later reads come from the medium, but for what waits to be written: after a failed sync the system may show
+    /// what never got there, and take it for written.
+    func dropCache()
+
     /// Gives the range back to what the file lies on. The range reads as zeros or old data until it is written again.
     func punchHole(at offset: UInt64, lengthBytes: UInt64) throws(StorageError)
 
@@ -52,6 +56,8 @@ extension StorageFile {
     }
 
     public func startWriteback(at offset: UInt64, lengthBytes: UInt64) {}
+
+    public func dropCache() {}
 
     public var backend: String { "memory" }
 }

@@ -96,11 +96,11 @@ struct ConcurrencyTests {
                 while !stop.load(ordering: .relaxed), number < 100_000 {
                     var bytes = [UInt8](repeating: 0, count: 512)
                     withUnsafeBytes(of: number) { bytes.replaceSubrange(0..<8, with: $0) }
-                    // Another block each time, so that the pool has something to merge.
+                    // Of many blocks, so that the pool has something to merge; of so few that all snapshots find room.
                     let offset = UInt64(writer) * 4096
                     do {
                         try devices[Int(number % 2)].write(bytes, at: offset)
-                        try devices[Int(number % 2)].write(bytes, at: mib + (number % 4000) * 4096)
+                        try devices[Int(number % 2)].write(bytes, at: mib + (number % 100) * 4096)
                     } catch {
                         Issue.record("\(error)")
                         return

@@ -18,6 +18,7 @@ import Testing
             .cursorIgnoredWhenFreeing, .tornBatchAccepted, .journalReusedTooEarly, .overwrittenReusedTooEarly,
             .freedReusedTooEarly, .checkpointNotSynced, .superblockNotSynced, .boundaryTooLate, .logFailureIgnored,
             .logDroppedTooEarly, .logNotTurned, .lateDataTakenForSynced, .lateOverwritesReleased, .readersNotAwaited,
+            .cacheTrusted,
         ]
         /// These need a second thread, a full pool or rot, and have tests of their own.
         static let special: Set<PlantedBug> = [.claimIgnored, .checksumIgnored, .noReserve, .digestNotCompared]

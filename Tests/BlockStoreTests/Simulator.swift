@@ -44,6 +44,8 @@ final class Simulator {
     private var unanswered = 0
     /// The next crash is one of the power.
     var losesPower = false
+    /// A sync failed, which can cost what was acknowledged and not flushed.
+    private var hasFailed = false
     private var boots: UInt64 = 1
     let isTight: Bool
     private let isSmall: Bool
@@ -159,7 +161,8 @@ final class Simulator {
 
     private func recover() throws {
         // Nothing that was acknowledged is lost when only processes end.
-        var mustHaveAll = volatileLog != nil
+        var mustHaveAll = volatileLog != nil && !hasFailed
+        hasFailed = false
         var opened: Pool?
         while opened == nil {
             if !endProcessOrPower() { mustHaveAll = false }
@@ -359,6 +362,7 @@ final class Simulator {
                 append(stages)
                 history.append(changed)
                 unanswered = stages.count + 1
+                hasFailed = true
                 crash("the pool failed")
             } else if options.faults == .crashesOnly, !isNoSpace(error) {
                 throw fail("\(name) failed: \(error)")

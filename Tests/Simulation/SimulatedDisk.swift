@@ -29,12 +29,28 @@ public final class SimulatedDisk: StorageFile {
     private enum Change {
         case write(offset: UInt64, bytes: [UInt8])
         case punch(offset: UInt64, lengthBytes: UInt64)
+
+        var blocks: Range<UInt64> {
+            let (offset, lengthBytes) =
+                switch self {
+                case .write(let offset, let bytes): (offset, UInt64(bytes.count))
+                case .punch(let offset, let lengthBytes): (offset, lengthBytes)
+                }
+            let blockBytes = UInt64(SimulatedDisk.blockBytes)
+            return (offset / blockBytes)..<((offset + lengthBytes + blockBytes - 1) / blockBytes)
+        }
     }
 
     private struct State {
         var durable: [UInt64: [UInt8]] = [:]
         var live: [UInt64: [UInt8]] = [:]
         var pending: [Change] = []
+        /// Blocks that reads show otherwise than the disk has them, though nothing of them waits to be written: what a
+        /// failed sync did not write.
+        var falselyClean: Set<UInt64> = []
+        /// The last of `pending` was cut short by the end: this is what came of it, nil for nothing.
+        var isCutShort = false
+        var remainder: Change?
         var backed: Set<UInt64> = []
         var sizeBytes: UInt64 = 0
         var isDead = false
@@ -116,9 +132,16 @@ public final class SimulatedDisk: StorageFile {
         state.withLock { state in
             state.isDead = true
             var generator = state.generator
-            return SimulatedDisk(
-                durable: state.durable, live: state.live, pending: state.pending, sizeBytes: state.sizeBytes,
+            var pending = state.pending
+            if state.isCutShort {
+                pending.removeLast()
+                if let remainder = state.remainder { pending.append(remainder) }
+            }
+            let disk = SimulatedDisk(
+                durable: state.durable, live: state.live, pending: pending, sizeBytes: state.sizeBytes,
                 backed: state.backed, seed: generator.next(), like: self)
+            disk.state.withLock { $0.falselyClean = state.falselyClean }
+            return disk
         }
     }
 
@@ -175,15 +198,21 @@ public final class SimulatedDisk: StorageFile {
                 state.isDead = true
                 throw StorageError(errno: 5)
             }
-            forEachPiece(offset, buffer.count) { block, within, at, count in
-                let target = UnsafeMutableRawBufferPointer(rebasing: buffer[at..<(at + count)])
-                if let bytes = state.live[block] {
-                    bytes.withUnsafeBytes {
-                        target.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[within..<(within + count)]))
-                    }
-                } else {
-                    target.initializeMemory(as: UInt8.self, repeating: 0)
+            copyOut(state.live, offset, buffer)
+        }
+    }
+
+    private func copyOut(
+        _ image: [UInt64: [UInt8]], _ offset: UInt64, _ buffer: UnsafeMutableRawBufferPointer
+    ) {
+        forEachPiece(offset, buffer.count) { block, within, at, count in
+            let target = UnsafeMutableRawBufferPointer(rebasing: buffer[at..<(at + count)])
+            if let bytes = image[block] {
+                bytes.withUnsafeBytes {
+                    target.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[within..<(within + count)]))
                 }
+            } else {
+                target.initializeMemory(as: UInt8.self, repeating: 0)
             }
         }
     }
@@ -202,6 +231,10 @@ public final class SimulatedDisk: StorageFile {
                 var generator = state.generator
                 Self.apply(change, to: &state.live, tearing: &generator)
                 state.generator = generator
+                state.isCutShort = true
+                var bytes = [UInt8](repeating: 0, count: buffer.count)
+                bytes.withUnsafeMutableBytes { copyOut(state.live, offset, $0) }
+                state.remainder = .write(offset: offset, bytes: bytes)
                 state.isDead = true
                 throw StorageError(errno: 5)
             default: break
@@ -223,7 +256,13 @@ public final class SimulatedDisk: StorageFile {
             } catch {
                 // The kernel has marked what it could not write as clean: some of it never reaches the disk.
                 var generator = state.generator
-                if !state.isDead { state.pending = state.pending.filter { _ in generator.chance(50) } }
+                if !state.isDead {
+                    state.pending = state.pending.filter { change in
+                        let isKept = generator.chance(50)
+                        if !isKept { state.falselyClean.formUnion(change.blocks) }
+                        return isKept
+                    }
+                }
                 state.generator = generator
                 throw error
             }
@@ -235,11 +274,21 @@ public final class SimulatedDisk: StorageFile {
         interrupt()
     }
 
+    public func dropCache() {
+        state.withLock { state in
+            guard !state.falselyClean.isEmpty, !state.isDead else { return }
+            for block in state.falselyClean { state.live[block] = state.durable[block] }
+            for change in state.pending { Self.apply(change, to: &state.live) }
+            state.falselyClean = []
+        }
+    }
+
     public func punchHole(at offset: UInt64, lengthBytes: UInt64) throws(StorageError) {
         interrupt()
         try state.withLock { state throws(StorageError) in
             if case .powerLoss = try begin(.punch, &state) {
                 state.pending.append(.punch(offset: offset, lengthBytes: lengthBytes))
+                state.isCutShort = true
                 state.isDead = true
                 throw StorageError(errno: 5)
             }

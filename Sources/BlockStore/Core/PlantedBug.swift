@@ -33,6 +33,8 @@ enum PlantedBug: String, CaseIterable, Sendable {
     case reclaimIgnoresSuccessor
     /// A data block's checksum is not compared.
     case checksumIgnored
+    /// What an earlier process left in the system's cache is taken for what is on the disk.
+    case cacheTrusted
     /// Recovery forgets that recovered mappings use their blocks.
     case recoveredBlocksFree
     /// A read-modify-write does not notice another write that came between.

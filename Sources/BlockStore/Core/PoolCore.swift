@@ -228,6 +228,7 @@ final class PoolCore: @unchecked Sendable {
         _ pointer: NodePointer, file: any StorageFile, cache: PageCache, key: (UInt64, UInt64), uncached: Bool = false
     ) throws(PoolError) -> Page {
         guard !pointer.isLost else { throw .damaged("a map page was lost") }
+        guard pointer.block < Format.lostBlock else { throw .damaged("block \(pointer.block) lies in no pool") }
         if let page = cache[pointer.block] { return page }
         let page = Page(isAligned: uncached)
         let offset = pointer.block * UInt64(Format.blockBytes)

@@ -52,6 +52,7 @@ extension PoolCore {
 
     static func open(file: any StorageFile, path: String, options: PoolOptions) throws(PoolError) -> PoolCore {
         var options = options
+        if !options.isReadOnly { try settleCache(file, options) }
         let superblock = try readSuperblock(file, path: path)
         if superblock.readOnlyFeatures != 0 { options.isReadOnly = true }
         let core = PoolCore(file: file, options: options, superblock: superblock)
@@ -66,14 +67,26 @@ extension PoolCore {
         return core
     }
 
+    /// A process that was killed may have left a batch, and the data before it, in the system's cache only; and where a
+    /// sync failed, the cache shows what the disk never got. What is served from now on counts as durable, so it has to
+    /// be: it is synced before it is read, and read from the disk.
+    private static func settleCache(_ file: any StorageFile, _ options: PoolOptions) throws(PoolError) {
+        #if DEBUG
+            if options.plantedBug == .cacheTrusted { return }
+        #endif
+        do {
+            try file.sync()
+        } catch {
+            throw .io(operation: "syncing what an earlier process left", errno: error.errno)
+        }
+        file.dropCache()
+    }
+
     private func restore() throws(PoolError) {
         try restoreRegions()
         try restoreCatalog()
         try replayJournal()
         let log = options.isReadOnly ? nil : try replayVolatileLog()
-        // A process that was killed may have left a batch, and the data before it, in the system's cache only. What is
-        // served from now on counts as durable, so it has to be.
-        if !options.isReadOnly { try syncFile("syncing what was recovered") }
         try occupyOverlay()
         // Without the pages above the bitmaps there is nothing that a checkpoint could be written to.
         if space.hasLostKinds, !options.isReadOnly, try rebuildSpace(memoryBytes: options.memoryBytes / 3) == nil {
