@@ -428,7 +428,10 @@ extension PoolCore {
 
     private func longestChain(_ volume: Volume) -> Int { volume.head.layers.count }
 
-    private var canFreeMore: Bool { overlayEntries > 0 || pagesToMerge > 0 || hasFreesPending || hasReclaimableDataset }
+    /// With a bitmap that was lost the reserve for map pages may be gone, which a pass makes up for.
+    private var canFreeMore: Bool {
+        overlayEntries > 0 || pagesToMerge > 0 || hasFreesPending || hasReclaimableDataset || space.hasLosses
+    }
 
     var hasReclaimableDataset: Bool {
         tables.doomed.values.contains { $0.children.count <= 1 }

@@ -20,10 +20,10 @@ final class VolatileLog: @unchecked Sendable {
         self.storage = storage
         self.limitBytes = limitBytes
         let bytes = header.encoded()
+        // Both first: what the one before left may be all the room there is.
+        for file in 0..<2 where storage.clear(file: file) != 0 { return nil }
         for file in 0..<2 {
-            guard storage.clear(file: file) == 0,
-                bytes.withUnsafeBytes({ storage.write($0, at: 0, toFile: file) }) == 0
-            else { return nil }
+            guard bytes.withUnsafeBytes({ storage.write($0, at: 0, toFile: file) }) == 0 else { return nil }
         }
     }
 
