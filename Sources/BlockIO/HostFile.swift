@@ -132,9 +132,6 @@ public final class HostFile: StorageFile {
         if count != buffer.count { try read(at: offset, into: buffer) }
     }
 
-    /// Has the system forget what it has of the file and has written: later reads come from the disk.
-    public func dropSystemCache() { _ = posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED) }
-
     public func read(_ pieces: [StorageRead]) throws(StorageError) {
         guard pieces.count > 1, let rings else {
             for piece in pieces { try read(at: piece.offset, into: piece.buffer) }

@@ -25,7 +25,7 @@ public final class Pool: Sendable {
     ) throws(PoolError) -> HostFile {
         do {
             let file = try HostFile(path: path, mode: mode, backend: options.backend)
-            if options.dropsSystemCache { file.dropSystemCache() }
+            if options.dropsSystemCache { file.dropCache() }
             return file
         } catch {
             switch error.errno {
