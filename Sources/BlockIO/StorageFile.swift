@@ -25,6 +25,12 @@ public protocol StorageFile: AnyObject, Sendable {
     /// Writes all of `buffer` at `offset`; a file that can grow does so.
     func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(StorageError)
 
+    /// Writes `buffer` at `offset`. Where the range of `lengthBytes` from `offset` on is a hole, all of it is backed
+    /// with storage at once: zeros go behind the buffer. The range is at least as long as the buffer, and nobody else
+    /// writes there meanwhile.
+    func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer, backing lengthBytes: UInt64)
+        throws(StorageError)
+
     /// Makes all writes that returned before this call durable.
     func sync() throws(StorageError)
 
@@ -54,6 +60,10 @@ extension StorageFile {
     public func readUncached(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StorageError) {
         try read(at: offset, into: buffer)
     }
+
+    public func write(
+        at offset: UInt64, from buffer: UnsafeRawBufferPointer, backing lengthBytes: UInt64
+    ) throws(StorageError) { try write(at: offset, from: buffer) }
 
     public func startWriteback(at offset: UInt64, lengthBytes: UInt64) {}
 

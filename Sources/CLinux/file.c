@@ -9,6 +9,8 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 int clinux_file_punch(int fd, int is_block_device, uint64_t offset, uint64_t length) {
     if (is_block_device) {
@@ -21,6 +23,23 @@ int clinux_file_punch(int fd, int is_block_device, uint64_t offset, uint64_t len
 
 int clinux_file_allocate(int fd, uint64_t offset, uint64_t length) {
     return fallocate(fd, 0, (off_t)offset, (off_t)length) == 0 ? 0 : errno;
+}
+
+int clinux_file_is_hole(int fd, uint64_t offset, uint64_t length) {
+    off_t data = lseek(fd, (off_t)offset, SEEK_DATA);
+    return data < 0 ? errno == ENXIO : (uint64_t)data >= offset + length;
+}
+
+int clinux_file_write_backing(int fd, uint64_t offset, const void *bytes, size_t count, uint64_t length) {
+    static const char zeros[65536];
+    if (length < count || length - count > sizeof zeros) return EINVAL;
+    struct iovec parts[2] = {
+        {.iov_base = (void *)bytes, .iov_len = count},
+        {.iov_base = (void *)zeros, .iov_len = length - count},
+    };
+    ssize_t done = pwritev(fd, parts, 2, (off_t)offset);
+    if (done < 0) return errno;
+    return (uint64_t)done == length ? 0 : EIO;
 }
 
 void clinux_file_start_writeback(int fd, uint64_t offset, uint64_t length) {

@@ -84,4 +84,50 @@ struct SpaceMapTests {
         map.rewind()
         #expect(try map.allocateData(32) == 0..<1)
     }
+
+    @Test("the rest of a free group is held for one write only, once, and the next small writes go there")
+    func heldGroups() throws {
+        let map = map(regions: 64)
+        let run = try #require(try map.allocateData(1))
+        #expect(run == 0..<1)
+        let free = map.dataFree
+        let held = try #require(map.holdGroup(behind: run))
+        #expect(held == 1..<16)
+        #expect(map.dataFree == free - 15)
+        // Others keep out of it meanwhile, and hold groups of their own.
+        let other = try #require(try map.allocateData(2))
+        #expect(other == 16..<18)
+        #expect(map.holdGroup(behind: other) == 18..<32)
+        try map.releaseHeld(18..<32)
+        try map.releaseHeld(held)
+        #expect(map.dataFree == free - 2)
+        #expect(try map.allocateData(1) == 1..<2)
+        // It has storage now, as long as it is not punched out.
+        for block in 0..<UInt64(2) { try map.release(block) }
+        map.rewind()
+        let again = try #require(try map.allocateData(1))
+        #expect(again == 0..<1)
+        #expect(map.holdGroup(behind: again) == nil)
+        let (punches, releases) = try map.planPunches([0])
+        #expect(punches == [0..<16])
+        for block in releases { try map.release(block) }
+        map.rewind()
+        #expect(try map.allocateData(1) == 0..<1)
+        #expect(map.holdGroup(behind: 0..<1) == 1..<16)
+    }
+
+    @Test("no group is held that is not free as a whole, behind a long write, or where room is short")
+    func notHeld() throws {
+        let map = map(regions: 4)
+        #expect(try map.allocateData(1) == 0..<1)
+        #expect(try map.allocateData(1) == 1..<2)
+        try map.release(0)
+        map.rewind()
+        #expect(try map.allocateData(1) == 0..<1)
+        #expect(map.holdGroup(behind: 0..<1) == nil)
+        #expect(map.holdGroup(behind: 1..<2) == nil)
+        while map.dataFree > 1024 { _ = try map.allocateData(16) }
+        let late = try #require(try map.allocateData(1))
+        #expect(map.holdGroup(behind: late) == nil)
+    }
 }

@@ -165,7 +165,9 @@ public final class SimulatedDisk: StorageFile {
     }
 
     /// Blocks that hold something.
-    public var occupiedBlocks: [UInt64] { state.withLock { $0.live.keys.sorted() } }
+    public var occupiedBlocks: [UInt64] {
+        state.withLock { state in state.live.keys.filter { state.live[$0]!.contains { $0 != 0 } }.sorted() }
+    }
 
     // MARK: StorageFile
 
@@ -218,6 +220,27 @@ public final class SimulatedDisk: StorageFile {
     }
 
     public func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(StorageError) {
+        try write(at: offset, from: buffer, countedBytes: buffer.count)
+    }
+
+    public func write(
+        at offset: UInt64, from buffer: UnsafeRawBufferPointer, backing lengthBytes: UInt64
+    ) throws(StorageError) {
+        let blocks = (offset / UInt64(Self.blockBytes))..<((offset + lengthBytes) / UInt64(Self.blockBytes))
+        let isHole = state.withLock { state in
+            blocks.allSatisfy { !state.backed.contains($0) } && state.backed.count + blocks.count <= capacityBlocks
+        }
+        guard isHole else { return try write(at: offset, from: buffer) }
+        let all = UnsafeMutableRawBufferPointer.allocate(byteCount: Int(lengthBytes), alignment: 8)
+        defer { all.deallocate() }
+        all.initializeMemory(as: UInt8.self, repeating: 0)
+        all.copyMemory(from: buffer)
+        try write(at: offset, from: UnsafeRawBufferPointer(all), countedBytes: buffer.count)
+    }
+
+    private func write(
+        at offset: UInt64, from buffer: UnsafeRawBufferPointer, countedBytes: Int
+    ) throws(StorageError) {
         interrupt()
         try state.withLock { state throws(StorageError) in
             var offset = offset
@@ -243,7 +266,7 @@ public final class SimulatedDisk: StorageFile {
             let change = Change.write(offset: offset, bytes: Array(buffer))
             Self.apply(change, to: &state.live)
             state.pending.append(change)
-            if offset >= UInt64(64 * Self.blockBytes) { state.bytesWritten += UInt64(buffer.count) }
+            if offset >= UInt64(64 * Self.blockBytes) { state.bytesWritten += UInt64(countedBytes) }
         }
     }
 

@@ -110,6 +110,12 @@ extension PoolCore {
         return outcome
     }
 
+    /// In bytes; what lies in no pool at all has the highest offset there is.
+    private func poolOffset(of pointer: NodePointer) -> UInt64 {
+        let (offset, isBeyond) = pointer.block.multipliedReportingOverflow(by: UInt64(Format.blockBytes))
+        return isBeyond ? .max : offset
+    }
+
     /// A page of a map that a checkpoint cannot read. Takes the lock.
     func noteLostPage(_ pointer: NodePointer, level: Int, start: UInt64, dataset number: UInt64) {
         checksumErrors.add(1, ordering: .relaxed)
@@ -120,7 +126,7 @@ extension PoolCore {
             let blocks = min(MapSpan.blocks(level), size > start ? size - start : 0)
             damage.note(
                 DamageRecord(
-                    kind: .map, poolOffset: pointer.block * blockBytes, volume: dataset.flatMap { name(ofVolume: $0) },
+                    kind: .map, poolOffset: poolOffset(of: pointer), volume: dataset.flatMap { name(ofVolume: $0) },
                     snapshot: dataset.flatMap { name(ofSnapshot: $0) }, volumeOffset: start * blockBytes,
                     lengthBytes: blocks * blockBytes, isRepaired: false))
         }
@@ -132,8 +138,8 @@ extension PoolCore {
         monitor.withLock {
             damage.note(
                 DamageRecord(
-                    kind: .metadata, poolOffset: pointer.block * UInt64(Format.blockBytes),
-                    lengthBytes: UInt64(Format.blockBytes), isRepaired: false))
+                    kind: .metadata, poolOffset: poolOffset(of: pointer), lengthBytes: UInt64(Format.blockBytes),
+                    isRepaired: false))
         }
     }
 

@@ -16,6 +16,8 @@ extension PoolCore {
     private struct Pieces: Sequence {
         private var first: Piece?
         private var rest: [Piece] = []
+        /// Behind the last piece, taken for as long as it is being written: it gets storage with it.
+        var held: Range<UInt64>?
 
         var last: Piece? { rest.last ?? first }
 
@@ -240,7 +242,13 @@ extension PoolCore {
             for piece in pieces where piece.physical != 0 {
                 let from = piece.index * Format.blockBytes
                 let bytes = UnsafeRawBufferPointer(rebasing: buffer[from..<(from + piece.count * Format.blockBytes)])
-                try file.write(at: piece.physical * Self.blockBytes, from: bytes)
+                let offset = piece.physical * Self.blockBytes
+                if let held = pieces.held, held.lowerBound == piece.physical + UInt64(piece.count) {
+                    try file.write(
+                        at: offset, from: bytes, backing: (held.upperBound - piece.physical) * Self.blockBytes)
+                } else {
+                    try file.write(at: offset, from: bytes)
+                }
             }
         } catch {
             // ENOSPC and EDQUOT: what the pool lies on is full; nothing was acknowledged, so nothing is lost.
@@ -278,6 +286,7 @@ extension PoolCore {
                     guard let run = try space.allocateData(piece.count - done) else { throw PoolError.noSpace }
                     placed.append(Piece(index: piece.index + done, count: run.count, physical: run.lowerBound))
                     done += run.count
+                    if done == piece.count, piece.index + done == count { placed.held = space.holdGroup(behind: run) }
                 }
             }
         } catch {
@@ -288,6 +297,7 @@ extension PoolCore {
     }
 
     private func releaseLocked(_ pieces: Pieces) throws(PoolError) {
+        if let held = pieces.held { try space.releaseHeld(held) }
         for piece in pieces where piece.physical != 0 {
             try space.release(piece.physical..<(piece.physical + UInt64(piece.count)))
         }
@@ -320,6 +330,7 @@ extension PoolCore {
             try? releaseLocked(pieces)
             return nil
         }
+        if let held = pieces.held { releaseOrFail { () throws(PoolError) in try space.releaseHeld(held) } }
         breakClaims(volume.number, first..<(first + UInt64(count)), except: claim)
         var record: UInt64 = 0
         changeTop(volume.head) { top in
@@ -342,7 +353,8 @@ extension PoolCore {
         }
         noteAppended()
         requestPassIfDue()
-        if !releasable.isEmpty { releaseSomeOrFail() }
+        // Each write makes a few freed blocks available, so that they need no pass.
+        if !releasable.isEmpty { releaseOrFail { () throws(PoolError) in try releaseSome(most: 32) } }
         if hasBug(.overwrittenReusedTooEarly) {
             retiring = retired
             retired = Retired()
@@ -351,10 +363,9 @@ extension PoolCore {
         return record
     }
 
-    /// Each write makes a few freed blocks available, so that they need no pass.
-    private func releaseSomeOrFail() {
+    private func releaseOrFail(_ body: () throws(PoolError) -> Void) {
         do {
-            try releaseSome(most: 32)
+            try body()
         } catch {
             fail("\(error)")
         }

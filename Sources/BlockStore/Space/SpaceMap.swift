@@ -16,9 +16,12 @@ final class SpaceMap {
         // region.
         let busy: UnsafeMutablePointer<UInt64>
         let durable: UnsafeMutablePointer<UInt64>
+        /// Groups of which is known that the file has storage for them, a bit each. Nothing is wrong with one too few.
+        var backedGroups: [UInt64]
 
         init(words: Int) {
             self.words = words
+            backedGroups = .init(repeating: 0, count: (words * 64 / SpaceMap.groupBlocks + 63) / 64)
             busy = .allocate(capacity: words)
             durable = .allocate(capacity: words)
             busy.initialize(repeating: 0, count: words)
@@ -536,6 +539,37 @@ final class SpaceMap {
         }
     }
 
+    // MARK: Groups
+
+    /// 64 KiB: what is punched out at a time, and backed with storage at a time.
+    static let groupBlocks = 16
+
+    /// Takes the rest of a group whose first blocks were just handed out, where the whole of it was free and may have
+    /// no storage: for the time of the write, which gives it all some. Nil where there is nothing to be gained.
+    func holdGroup(behind run: Range<UInt64>) -> Range<UInt64>? {
+        let count = UInt64(Self.groupBlocks)
+        // Near the end of the room nobody is to miss what others hold.
+        guard run.lowerBound % count == 0, run.count < Self.longRunBlocks, dataFree > 1024 else { return nil }
+        let region = Int(run.lowerBound / regionBlocks)
+        guard let bits = regions[region].bits else { return nil }
+        let bit = Int(run.lowerBound % regionBlocks)
+        let group = bit / Self.groupBlocks
+        guard bits.backedGroups[group / 64] >> UInt64(group % 64) & 1 == 0 else { return nil }
+        let rest = (bit + run.count)..<(bit + Self.groupBlocks)
+        guard rest.allSatisfy({ !Self.test(bits.busy, $0) }) else { return nil }
+        bits.backedGroups[group / 64] |= 1 << UInt64(group % 64)
+        for bit in rest { Self.set(bits.busy, bit) }
+        countBusy(region, by: rest.count)
+        return run.upperBound..<(run.lowerBound + count)
+    }
+
+    /// Gives back what was held: the next small writes go there.
+    func releaseHeld(_ rest: Range<UInt64>) throws(PoolError) {
+        try release(rest)
+        let (region, bit) = try place(rest.lowerBound)
+        if region == dataRegion { dataHint = min(dataHint, bit) }
+    }
+
     // MARK: Single blocks
 
     private static func test(_ words: UnsafeMutablePointer<UInt64>, _ bit: Int) -> Bool {
@@ -649,7 +683,7 @@ final class SpaceMap {
     /// free blocks of such a group are taken meanwhile, so that nobody writes there. Returns the ranges to punch and
     /// all blocks to release afterwards.
     func planPunches(_ blocks: [UInt64]) throws(PoolError) -> (punches: [Range<UInt64>], releases: [UInt64]) {
-        let groupBlocks: UInt64 = 16
+        let groupBlocks = UInt64(Self.groupBlocks)
         var punches: [Range<UInt64>] = []
         var releases = blocks
         var at = 0
@@ -670,6 +704,8 @@ final class SpaceMap {
                 releases.append(UInt64(region) * regionBlocks + UInt64(bit))
             }
             countBusy(region, by: free.count)
+            let group = bit / Self.groupBlocks
+            bits.backedGroups[group / 64] &= ~(1 << UInt64(group % 64))
             if let last = punches.last, last.upperBound == start {
                 punches[punches.count - 1] = last.lowerBound..<(start + groupBlocks)
             } else {
