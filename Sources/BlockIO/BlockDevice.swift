@@ -25,8 +25,18 @@ public protocol BlockDevice: AnyObject, Sendable {
     /// it on a thread that may wait.
     func flush() throws(BlockError)
 
-    /// Deallocates; a later read gives zeros (SBC-3 UNMAP with LBPRZ=1).
+    /// Deallocates, as one change; a later read gives zeros (SBC-3 UNMAP with LBPRZ=1).
     func unmap(at offset: UInt64, lengthBytes: UInt64) throws(BlockError)
+
+    /// Fills a range with repetitions of `block` (one logical block), as one change: every other call, a snapshot, and
+    /// the next start after a power loss find all of it or nothing (SBC-3 WRITE SAME). A length above
+    /// ``writeSameBytes`` throws ``BlockError/misaligned(offset:lengthBytes:)``.
+    func writeSame(
+        at offset: UInt64, lengthBytes: UInt64, block: [UInt8], durability: WriteDurability
+    ) throws(BlockError)
+
+    /// The most bytes that one ``writeSame(at:lengthBytes:block:durability:)`` fills.
+    var writeSameBytes: UInt64 { get }
 
     /// Compares `expected` with what is at `offset` and, when equal, writes `replacement` there, atomically against
     /// every other call on the range. Throws ``BlockError/miscompare(offset:)`` with the first differing byte, counted
@@ -50,6 +60,7 @@ public protocol BlockDevice: AnyObject, Sendable {
 
 extension BlockDevice {
     public var atomicWriteBytes: Int { geometry.physicalBlockBytes }
+    public var writeSameBytes: UInt64 { 16 << 20 }
     public func usage() -> DeviceUsage? { nil }
 }
 

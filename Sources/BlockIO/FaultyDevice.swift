@@ -8,6 +8,7 @@ public final class FaultyDevice: BlockDevice {
         case write(offset: UInt64, lengthBytes: UInt64, isDurable: Bool)
         case flush
         case unmap(offset: UInt64, lengthBytes: UInt64)
+        case writeSame(offset: UInt64, lengthBytes: UInt64)
         case compareAndWrite(offset: UInt64, lengthBytes: UInt64)
     }
 
@@ -37,6 +38,7 @@ public final class FaultyDevice: BlockDevice {
     public var geometry: BlockGeometry { base.geometry }
     public var isReadOnly: Bool { base.isReadOnly }
     public var atomicWriteBytes: Int { base.atomicWriteBytes }
+    public var writeSameBytes: UInt64 { base.writeSameBytes }
     public func usage() -> DeviceUsage? { base.usage() }
 
     private func pass(_ operation: Operation) throws(BlockError) {
@@ -67,6 +69,13 @@ public final class FaultyDevice: BlockDevice {
     public func unmap(at offset: UInt64, lengthBytes: UInt64) throws(BlockError) {
         try pass(.unmap(offset: offset, lengthBytes: lengthBytes))
         try base.unmap(at: offset, lengthBytes: lengthBytes)
+    }
+
+    public func writeSame(
+        at offset: UInt64, lengthBytes: UInt64, block: [UInt8], durability: WriteDurability
+    ) throws(BlockError) {
+        try pass(.writeSame(offset: offset, lengthBytes: lengthBytes))
+        try base.writeSame(at: offset, lengthBytes: lengthBytes, block: block, durability: durability)
     }
 
     public func compareAndWrite(

@@ -77,6 +77,23 @@ public final class MemoryDevice: BlockDevice {
         }
     }
 
+    public func writeSame(
+        at offset: UInt64, lengthBytes: UInt64, block: [UInt8], durability: WriteDurability
+    ) throws(BlockError) {
+        guard !isReadOnly else { throw .readOnly }
+        guard block.count == geometry.logicalBlockBytes, lengthBytes <= writeSameBytes else {
+            throw .misaligned(offset: offset, lengthBytes: lengthBytes)
+        }
+        try contents.withLock { contents throws(BlockError) in
+            try check(offset, lengthBytes, contents.sizeBytes)
+            block.withUnsafeBytes { bytes in
+                for at in stride(from: offset, to: offset + lengthBytes, by: block.count) {
+                    copyIn(&contents, at, bytes)
+                }
+            }
+        }
+    }
+
     public func compareAndWrite(
         at offset: UInt64, expected: UnsafeRawBufferPointer, replacement: UnsafeRawBufferPointer,
         durability: WriteDurability

@@ -18,6 +18,8 @@ final class VolumeDevice: BlockDevice, @unchecked Sendable {
     /// whole or not at all. Longer ones do, too; a peer needs no more.
     var atomicWriteBytes: Int { 128 << 10 }
 
+    var writeSameBytes: UInt64 { core.volumeWriteSameBytes }
+
     func usage() -> DeviceUsage? {
         core.monitor.withLock {
             DeviceUsage(
@@ -40,6 +42,12 @@ final class VolumeDevice: BlockDevice, @unchecked Sendable {
 
     func unmap(at offset: UInt64, lengthBytes: UInt64) throws(BlockError) {
         try core.unmap(volume, at: offset, lengthBytes: lengthBytes)
+    }
+
+    func writeSame(
+        at offset: UInt64, lengthBytes: UInt64, block: [UInt8], durability: WriteDurability
+    ) throws(BlockError) {
+        try core.writeSame(volume, at: offset, lengthBytes: lengthBytes, block: block, durability: durability)
     }
 
     func compareAndWrite(
@@ -84,6 +92,10 @@ final class SnapshotDevice: BlockDevice, @unchecked Sendable {
     func flush() throws(BlockError) {}
 
     func unmap(at offset: UInt64, lengthBytes: UInt64) throws(BlockError) { throw .readOnly }
+
+    func writeSame(
+        at offset: UInt64, lengthBytes: UInt64, block: [UInt8], durability: WriteDurability
+    ) throws(BlockError) { throw .readOnly }
 
     func compareAndWrite(
         at offset: UInt64, expected: UnsafeRawBufferPointer, replacement: UnsafeRawBufferPointer,

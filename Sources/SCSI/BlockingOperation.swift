@@ -2,7 +2,7 @@ import BlockIO
 import Glibc
 
 extension BlockingOperation {
-    /// Bytes written or read by one step, so that many long commands take turns.
+    /// Bytes read by one step, so that many long commands take turns.
     private static var stepBytes: UInt64 { 4 << 20 }
     /// Bytes deallocated by one step.
     private static var unmapStepBytes: UInt64 { 1 << 30 }
@@ -23,11 +23,10 @@ extension BlockingOperation {
             try device.unmap(at: part.lowerBound, lengthBytes: part.upperBound - part.lowerBound)
             kind = .unmap(ranges)
             return ranges.isEmpty
-        case .fill(var ranges, let pattern):
-            guard let part = next(&ranges, Self.stepBytes) else { return true }
-            try Self.fill(part, pattern: pattern, device)
-            kind = .fill(ranges, pattern: pattern)
-            return ranges.isEmpty
+        case .fill(let range, let block):
+            let length = range.upperBound - range.lowerBound
+            try device.writeSame(at: range.lowerBound, lengthBytes: length, block: block, durability: .cached)
+            return true
         // The unit's, not the device's: LogicalUnit does them.
         case .reserve, .copy: return true
         case .check(var ranges):
@@ -48,21 +47,6 @@ extension BlockingOperation {
             ranges[0] = end..<first.upperBound
         }
         return first.lowerBound..<end
-    }
-
-    private static func fill(_ range: Range<UInt64>, pattern: [UInt8], _ device: any BlockDevice) throws(BlockError) {
-        let length = range.upperBound - range.lowerBound
-        let buffer = UnsafeMutableRawBufferPointer.allocate(
-            byteCount: Int(min(length, 256 << 10)), alignment: 4096)
-        defer { buffer.deallocate() }
-        for index in buffer.indices { buffer[index] = pattern[index % pattern.count] }
-        var offset = range.lowerBound
-        while offset < range.upperBound {
-            let count = Int(min(range.upperBound - offset, UInt64(buffer.count)))
-            try device.write(
-                at: offset, from: UnsafeRawBufferPointer(rebasing: buffer[..<count]), durability: .cached)
-            offset += UInt64(count)
-        }
     }
 
     private static func check(_ range: Range<UInt64>, _ device: any BlockDevice) throws(BlockError) {

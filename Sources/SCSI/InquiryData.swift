@@ -83,7 +83,7 @@ enum InquiryData {
     }()
 
     static func blockLimits(
-        _ limits: LogicalUnitLimits, _ geometry: BlockGeometry, _ atomicWriteBytes: Int
+        _ limits: LogicalUnitLimits, _ geometry: BlockGeometry, _ atomicWriteBytes: Int, _ writeSameBytes: UInt64
     ) -> [UInt8] {
         let block = geometry.logicalBlockBytes
         let perPhysical = max(geometry.physicalBlockBytes / block, 1)
@@ -99,7 +99,7 @@ enum InquiryData {
         page.set(long: UInt32(perPhysical), at: 28)
         // UGAVALID, alignment 0.
         page.set(long: 0x8000_0000, at: 32)
-        page.set(quad: limits.writeSameBytes / UInt64(block), at: 36)
+        page.set(quad: writeSameBytes / UInt64(block), at: 36)
         // MAXIMUM ATOMIC TRANSFER LENGTH; no alignment, no granularity, no boundaries.
         page.set(long: UInt32(atomicWriteBytes / block), at: 44)
         return Array(page[4...])

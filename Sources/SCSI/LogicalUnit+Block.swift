@@ -127,7 +127,7 @@ extension LogicalUnit {
         if cdb[1] & 0xF0 != 0 || cdb[1] & 0x06 != 0 { throw .invalidCDB(byte: 1) }
         let (lba, blocks) = rawExtent(cdb)
         try check(lba: lba, blocks: blocks)
-        guard blocks > 0, blocks <= limits.writeSameBytes / UInt64(blockBytes) else {
+        guard blocks > 0, blocks <= writeSameBytes / UInt64(blockBytes) else {
             throw .invalidCDB(byte: is16 ? 10 : 7)
         }
         if hasNoData {
@@ -135,6 +135,9 @@ extension LogicalUnit {
         }
         return .parameterList(lengthBytes: blockBytes, ParameterOperation(command: cdb))
     }
+
+    /// MAXIMUM WRITE SAME LENGTH, in bytes: the device takes so much as one change.
+    var writeSameBytes: UInt64 { min(device.writeSameBytes, limits.writeSameBytes) }
 
     /// WRITE SAME with its block: zeros with UNMAP deallocate, everything else is written.
     func fill(lba: UInt64, blocks: UInt64, pattern: [UInt8]?, unmaps: Bool) -> CommandDisposition {
@@ -148,7 +151,7 @@ extension LogicalUnit {
             return .blocking(BlockingOperation(kind: .unmap([range]), isDurable: durable))
         }
         let block = pattern ?? [UInt8](repeating: 0, count: blockBytes)
-        return .blocking(BlockingOperation(kind: .fill([range], pattern: block), isDurable: durable))
+        return .blocking(BlockingOperation(kind: .fill(range, block: block), isDurable: durable))
     }
 
     func beginUnmap(_ cdb: CommandBlock) -> CommandDisposition {

@@ -27,7 +27,8 @@ extension LogicalUnit {
         case 0x83: InquiryData.page(0x83, InquiryData.designators(identity, nexus.targetPort))
         case 0x86: InquiryData.page(0x86, InquiryData.extendedInquiry)
         case 0x8F: InquiryData.page(0x8F, Self.thirdPartyCopyPage)
-        case 0xB0: InquiryData.page(0xB0, InquiryData.blockLimits(limits, device.geometry, atomicWriteBytes))
+        case 0xB0:
+            InquiryData.page(0xB0, InquiryData.blockLimits(limits, device.geometry, atomicWriteBytes, writeSameBytes))
         // Medium rotation rate 1: nothing turns. WABEREQ and the rest: not reported.
         case 0xB1: InquiryData.page(0xB1, [0x00, 0x01] + [UInt8](repeating: 0, count: 58))
         // The threshold exponent; LBPU, LBPWS, LBPWS10, LBPRZ; thin provisioned.

@@ -321,8 +321,8 @@ public struct LogicalUnitLimits: Sendable {
     public var unmapDescriptors = 256
     /// Bytes of one UNMAP.
     public var unmapBytes: UInt64 = 512 << 20
-    /// Bytes of one WRITE SAME.
-    public var writeSameBytes: UInt64 = 1 << 30
+    /// Bytes of one WRITE SAME; the device may take less as one change.
+    public var writeSameBytes: UInt64 = 16 << 20
     /// Bytes that UNMAP handles on the caller's thread; more goes to a thread that may wait.
     public var inlineUnmapBytes: UInt64 = 1 << 20
     /// Bytes of any parameter list.

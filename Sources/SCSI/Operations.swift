@@ -46,8 +46,8 @@ public struct BlockingOperation: Sendable {
     enum Kind: Sendable {
         case flush
         case unmap([Range<UInt64>])
-        /// Fills the ranges with repetitions of the pattern.
-        case fill([Range<UInt64>], pattern: [UInt8])
+        /// Fills the range with repetitions of the block, as one change.
+        case fill(Range<UInt64>, block: [UInt8])
         /// Reads the range and thereby checks it against its checksums.
         case check([Range<UInt64>])
         /// Waits until no aborted command touches the device any more (PREEMPT AND ABORT).

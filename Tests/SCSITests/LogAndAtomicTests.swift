@@ -69,6 +69,59 @@ struct LogAndAtomicTests {
         #expect(refused([0x9C, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]) == .good)
     }
 
+    @Test("WRITE SAME is one call of the device, up to the length that VPD page B0 tells, and refused beyond it")
+    func writeSame() throws {
+        let calls = Mutex<[FaultyDevice.Operation]>([])
+        let device = FaultyDevice(over: MemoryDevice(sizeBytes: 64 << 20)) { operation in
+            calls.withLock { $0.append(operation) }
+            return nil
+        }
+        let identity = try UnitUnderTest().unit.identity
+        func perform(_ cdb: [UInt8], limits: LogicalUnitLimits = .init(), list: [UInt8]?) -> CommandEnd? {
+            let unit = LogicalUnit(device: device, identity: identity, limits: limits)
+            let nexus = UnitUnderTest.attach(unit, initiator: "iqn.2026-11.test:one")
+            let started = unit.begin(CommandBlock(cdb), nexus: nexus)
+            var disposition = started.disposition
+            if case .parameterList(_, let operation) = disposition, let list {
+                disposition = unit.finish(operation, list: list, activity: started.activity)
+            }
+            switch disposition {
+            case .end(let end): return end
+            case .blocking(var operation): return unit.step(&operation, activity: started.activity)
+            default: return nil
+            }
+        }
+        let block = [UInt8](repeating: 7, count: 512)
+        // From block 1 on, 16 MiB.
+        let longest: [UInt8] = [0x93, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0x80, 0, 0, 0]
+        #expect(perform(longest, list: block) == .good)
+        #expect(calls.withLock { $0 } == [.writeSame(offset: 512, lengthBytes: 16 << 20)])
+        var deallocating = longest
+        deallocating[1] = 0x08
+        #expect(perform(deallocating, list: [UInt8](repeating: 0, count: 512)) == .good)
+        deallocating[1] = 0x01
+        #expect(perform(deallocating, list: nil) == .good)
+        let hole = FaultyDevice.Operation.unmap(offset: 512, lengthBytes: 16 << 20)
+        #expect(calls.withLock { $0.dropFirst() } == [hole, hole])
+        for first in [UInt8(0x00), 0x08, 0x09] {
+            var tooLong = longest
+            tooLong[1] = first
+            tooLong[13] = 1
+            #expect(perform(tooLong, list: nil) == .sense(.invalidCDB(byte: 10)))
+        }
+        // ANCHOR, and what an initiator gives for a device that takes less.
+        var anchored = longest
+        anchored[1] = 0x10
+        #expect(perform(anchored, list: nil) == .sense(.invalidCDB(byte: 1)))
+        var limits = LogicalUnitLimits()
+        limits.writeSameBytes = 8192
+        let short: [UInt8] = [0x41, 0, 0, 0, 0, 0, 0, 0, 17, 0]
+        #expect(perform(short, limits: limits, list: nil) == .sense(.invalidCDB(byte: 7)))
+        #expect(calls.withLock { $0.count } == 3)
+        let page = try UnitUnderTest().perform([0x12, 1, 0xB0, 0, 64, 0]).data
+        #expect(page.quad(36) == 0x8000)
+    }
+
     @Test("the first byte that differs is counted from the beginning of the command's data, whichever piece it is in")
     func differences() throws {
         let test = try UnitUnderTest()

@@ -132,6 +132,11 @@ final class HookedDevice: BlockDevice {
     func unmap(at offset: UInt64, lengthBytes: UInt64) throws(BlockError) {
         try inner.unmap(at: offset, lengthBytes: lengthBytes)
     }
+    func writeSame(
+        at offset: UInt64, lengthBytes: UInt64, block: [UInt8], durability: WriteDurability
+    ) throws(BlockError) {
+        try inner.writeSame(at: offset, lengthBytes: lengthBytes, block: block, durability: durability)
+    }
     func compareAndWrite(
         at offset: UInt64, expected: UnsafeRawBufferPointer, replacement: UnsafeRawBufferPointer,
         durability: WriteDurability

@@ -15,8 +15,6 @@ extension PoolCore {
         var isKnown: Bool
     }
 
-    private static let blockBytes = UInt64(Format.blockBytes)
-
     /// The dataset behind a source. Called with the lock held.
     private func resolve(_ source: Source) throws(BlockError) -> Dataset {
         guard !isClosed else { throw .removed }

@@ -3,47 +3,7 @@ internal import Synchronization
 
 /// The write path: check, allocate, write the data elsewhere, then enter the new places into the head's top layer.
 extension PoolCore {
-    private static let blockBytes = UInt64(Format.blockBytes)
-
-    /// Blocks of a write that stand together on the disk; `physical` 0 means zeros, which are not stored.
-    private struct Piece {
-        var index: Int
-        var count: Int
-        var physical: UInt64
-    }
-
-    /// The pieces of a write. The first one needs no memory of its own, and a usual write has no other.
-    private struct Pieces: Sequence {
-        private var first: Piece?
-        private var rest: [Piece] = []
-        /// Behind the last piece, taken for as long as it is being written: it gets storage with it.
-        var held: Range<UInt64>?
-
-        var last: Piece? { rest.last ?? first }
-
-        mutating func append(_ piece: Piece) {
-            if first == nil { first = piece } else { rest.append(piece) }
-        }
-
-        mutating func lengthenLast() {
-            if rest.isEmpty { first?.count += 1 } else { rest[rest.count - 1].count += 1 }
-        }
-
-        func makeIterator() -> Iterator { Iterator(pieces: self) }
-
-        struct Iterator: IteratorProtocol {
-            fileprivate let pieces: Pieces
-            private var index = -1
-
-            fileprivate init(pieces: Pieces) { self.pieces = pieces }
-
-            mutating func next() -> Piece? {
-                defer { index += 1 }
-                if index < 0 { return pieces.first }
-                return index < pieces.rest.count ? pieces.rest[index] : nil
-            }
-        }
-    }
+    static let blockBytes = UInt64(Format.blockBytes)
 
     // MARK: Entry points
 
@@ -95,22 +55,16 @@ extension PoolCore {
         let end = offset + lengthBytes
         let firstWhole = (offset + Self.blockBytes - 1) / Self.blockBytes
         let endWhole = end / Self.blockBytes
-        if firstWhole >= endWhole {
-            // Within one block, or the end of one and the beginning of the next.
-            let middle = min(end, firstWhole * Self.blockBytes)
-            try zero(volume, from: offset, to: middle)
-            try zero(volume, from: middle, to: end)
+        if offset % Self.blockBytes == 0, end % Self.blockBytes == 0 {
+            try unmapBlocks(volume, firstWhole..<endWhole)
             return try settle(nil, .cached)
         }
-        try zero(volume, from: offset, to: firstWhole * Self.blockBytes)
-        try zero(volume, from: endWhole * Self.blockBytes, to: end)
-        try unmapBlocks(volume, firstWhole..<endWhole)
-        try settle(nil, .cached)
+        try settle(try fill(volume, offset..<end, with: nil), .cached)
     }
 
     /// What has to happen before a change is acknowledged: it is durable, or it is in the volatile log with all
     /// before it.
-    private func settle(_ record: UInt64?, _ durability: WriteDurability) throws(BlockError) {
+    func settle(_ record: UInt64?, _ durability: WriteDurability) throws(BlockError) {
         if durability == .durable, let record { return try commitForDevice(record) }
         let unnoted = unnotedThrough.load(ordering: .acquiring)
         if unnoted > 0 { try commitForDevice(unnoted) }
@@ -142,13 +96,6 @@ extension PoolCore {
 
     // MARK: Parts of blocks
 
-    private func zero(_ volume: Volume, from start: UInt64, to end: UInt64) throws(BlockError) {
-        guard start < end else { return }
-        _ = try modify(volume, at: start, count: Int(end - start), readsAll: false) { target throws(BlockError) in
-            target.initializeMemory(as: UInt8.self, repeating: 0)
-        }
-    }
-
     /// Reads the blocks around a range, lets `edit` change the range, and writes them, all as if at one instant: when
     /// another change of the blocks comes between, it starts over. Some caller always gets through.
     private func modify(
@@ -163,9 +110,9 @@ extension PoolCore {
         defer { buffer.deallocate() }
         let within = Int(offset - first * Self.blockBytes)
         let target = UnsafeMutableRawBufferPointer(rebasing: buffer[within..<(within + count)])
-        let claim = Claim(volume: volume.number, blocks: first..<end)
-        monitor.withLock { claims.append(claim) }
-        defer { monitor.withLock { claims.removeAll { $0 === claim } } }
+        let claim = Claim(volume: volume.number, blocks: [first..<end])
+        enter(claim)
+        defer { leave(claim) }
         while true {
             if readsAll || blocks <= 2 {
                 try read(.volume(volume), at: first * Self.blockBytes, into: buffer)
@@ -185,6 +132,10 @@ extension PoolCore {
         }
     }
 
+    func enter(_ claim: Claim) { monitor.withLock { claims.append(claim) } }
+
+    func leave(_ claim: Claim) { monitor.withLock { claims.removeAll { $0 === claim } } }
+
     // MARK: Whole blocks
 
     /// Returns the number of the last journal record, or nil when the claim was broken.
@@ -202,28 +153,29 @@ extension PoolCore {
         _ volume: Volume, first: UInt64, from buffer: UnsafeRawBufferPointer,
         crcs: UnsafeMutableBufferPointer<UInt32>, _ claim: Claim?
     ) throws(BlockError) -> UInt64? {
-        let count = crcs.count
-        var pieces = Pieces()
-        var stored = 0
-        for index in 0..<count {
+        var pieces = WritePieces()
+        for index in 0..<crcs.count {
             let block = UnsafeRawBufferPointer(
                 rebasing: buffer[(index * Format.blockBytes)..<((index + 1) * Format.blockBytes)])
             let isZero = options.detectsZeros && isAllZero(block)
             crcs.initializeElement(at: index, to: isZero ? 0 : CRC32C.checksum(block))
-            if !isZero { stored += 1 }
-            if let last = pieces.last, (last.physical == 0) == isZero {
-                pieces.lengthenLast()
-            } else {
-                pieces.append(Piece(index: index, count: 1, physical: isZero ? 0 : 1))
-            }
+            pieces.append(index: index, isStored: !isZero)
         }
+        let content = BlockContent(bytes: buffer, crcs: UnsafeBufferPointer(crcs))
+        return try store(pieces, content, volume: volume, first: first, claim)
+    }
+
+    /// Stores blocks and enters all of them at one instant. Returns as `writeBlocks`.
+    func store(
+        _ pieces: WritePieces, _ content: BlockContent, volume: Volume, first: UInt64, _ claim: Claim?
+    ) throws(BlockError) -> UInt64? {
         var attempt = 0
         while true {
-            let (placed, phase) = try place(pieces, stored: stored, volume: volume, first: first, count: count)
+            let (placed, phase) = try place(pieces, content, volume: volume, first: first)
             // Closing the pool waits for writers the same way as for readers.
             defer { exitRead(phase) }
             do throws(BlockError) {
-                try writeData(placed, buffer)
+                try writeData(placed, content)
             } catch {
                 giveBack(placed)
                 guard error == .noSpace, attempt < 2 else { throw error }
@@ -231,18 +183,16 @@ extension PoolCore {
                 attempt += 1
                 continue
             }
-            dataBytesWritten.add(UInt64(stored * Format.blockBytes), ordering: .relaxed)
-            let crcs = UnsafeBufferPointer(crcs)
-            return try enter(placed, crcs: crcs, volume: volume, first: first, count: count, claim)
+            dataBytesWritten.add(UInt64(pieces.stored * Format.blockBytes), ordering: .relaxed)
+            return try enter(placed, content, volume: volume, first: first, claim)
         }
     }
 
-    private func writeData(_ pieces: Pieces, _ buffer: UnsafeRawBufferPointer) throws(BlockError) {
+    private func writeData(_ pieces: WritePieces, _ content: BlockContent) throws(BlockError) {
         do throws(StorageError) {
             for piece in pieces where piece.physical != 0 {
-                let from = piece.index * Format.blockBytes
-                let bytes = UnsafeRawBufferPointer(rebasing: buffer[from..<(from + piece.count * Format.blockBytes)])
                 let offset = piece.physical * Self.blockBytes
+                let bytes = content.bytes(of: piece)
                 if let held = pieces.held, held.lowerBound == piece.physical + UInt64(piece.count) {
                     try file.write(
                         at: offset, from: bytes, backing: (held.upperBound - piece.physical) * Self.blockBytes)
@@ -268,13 +218,14 @@ extension PoolCore {
 
     /// Waits for room and allocates: pieces may fall apart into several runs.
     private func place(
-        _ pieces: Pieces, stored: Int, volume: Volume, first: UInt64, count: Int
-    ) throws(BlockError) -> (Pieces, Int) {
+        _ pieces: WritePieces, _ content: BlockContent, volume: Volume, first: UInt64
+    ) throws(BlockError) -> (WritePieces, Int) {
         monitor.lock()
         defer { monitor.unlock() }
-        try admit(volume, first: first, count: count, stored: stored)
-        guard stored > 0 else { return (pieces, enterRead()) }
-        var placed = Pieces()
+        try admit(
+            volume, first: first, count: content.count, scattered: content.scatteredBlocks, stored: pieces.stored)
+        guard pieces.stored > 0 else { return (pieces, enterRead()) }
+        var placed = WritePieces()
         do throws(PoolError) {
             for piece in pieces {
                 guard piece.physical != 0 else {
@@ -283,10 +234,13 @@ extension PoolCore {
                 }
                 var done = 0
                 while done < piece.count {
-                    guard let run = try space.allocateData(piece.count - done) else { throw PoolError.noSpace }
-                    placed.append(Piece(index: piece.index + done, count: run.count, physical: run.lowerBound))
+                    let most = min(piece.count - done, content.longestRun(at: piece.index))
+                    guard let run = try space.allocateData(most) else { throw PoolError.noSpace }
+                    placed.append(WritePiece(index: piece.index + done, count: run.count, physical: run.lowerBound))
                     done += run.count
-                    if done == piece.count, piece.index + done == count { placed.held = space.holdGroup(behind: run) }
+                    if done == piece.count, piece.index + done == content.count {
+                        placed.held = space.holdGroup(behind: run)
+                    }
                 }
             }
         } catch {
@@ -296,14 +250,14 @@ extension PoolCore {
         return (placed, enterRead())
     }
 
-    private func releaseLocked(_ pieces: Pieces) throws(PoolError) {
+    private func releaseLocked(_ pieces: WritePieces) throws(PoolError) {
         if let held = pieces.held { try space.releaseHeld(held) }
         for piece in pieces where piece.physical != 0 {
             try space.release(piece.physical..<(piece.physical + UInt64(piece.count)))
         }
     }
 
-    private func giveBack(_ pieces: Pieces) {
+    private func giveBack(_ pieces: WritePieces) {
         monitor.withLock {
             do {
                 try releaseLocked(pieces)
@@ -315,10 +269,11 @@ extension PoolCore {
 
     /// The instant at which a write takes effect.
     private func enter(
-        _ pieces: Pieces, crcs: UnsafeBufferPointer<UInt32>, volume: Volume, first: UInt64, count: Int, _ claim: Claim?
+        _ pieces: WritePieces, _ content: BlockContent, volume: Volume, first: UInt64, _ claim: Claim?
     ) throws(BlockError) -> UInt64? {
         monitor.lock()
         defer { monitor.unlock() }
+        let count = content.count
         do throws(BlockError) {
             try checkWritable(volume, first: first, count: UInt64(count))
         } catch {
@@ -333,19 +288,18 @@ extension PoolCore {
         if let held = pieces.held { releaseOrFail { () throws(PoolError) in try space.releaseHeld(held) } }
         breakClaims(volume.number, first..<(first + UInt64(count)), except: claim)
         var record: UInt64 = 0
+        // As for every large hole.
+        if pieces.hasHole, needsLayer(volume, unmapping: count) { pushLayer(volume.head) }
         changeTop(volume.head) { top in
             for piece in pieces {
                 let block = first + UInt64(piece.index)
                 if piece.physical == 0 {
                     record = appendPart(.unmap(volume: volume.number, block: block, count: UInt64(piece.count)))
-                    for index in 0..<UInt64(piece.count) {
-                        let old = top.insert(RecentMapping(block: 0, crc: 0), for: block + index)
-                        if old != 0 { retired.append(old, isUnmapped: true) }
-                    }
+                    enterHole(block..<(block + UInt64(piece.count)), top)
                 } else {
-                    let part = UnsafeBufferPointer(rebasing: crcs[piece.index..<(piece.index + piece.count)])
-                    record = appendMap(volume: volume.number, block: block, physical: piece.physical, crcs: part)
-                    top.insert(run: piece.physical, crcs: part, for: block) { retired.append($0, isUnmapped: false) }
+                    let crcs = content.crcs(of: piece)
+                    record = appendMap(volume: volume.number, block: block, physical: piece.physical, crcs: crcs)
+                    top.insert(run: piece.physical, crcs: crcs, for: block) { retired.append($0, isUnmapped: false) }
                     unsynced.append(piece.physical..<(piece.physical + UInt64(piece.count)))
                     hasUnsyncedData = true
                 }
@@ -363,6 +317,19 @@ extension PoolCore {
         return record
     }
 
+    /// Zeros of a write: a few are entries, since many small ranges would cost more, and many are one range.
+    private func enterHole(_ blocks: Range<UInt64>, _ top: Layer) {
+        guard !WritePieces.isHole(blocks.count) else {
+            top.unmap(blocks) { retired.append($0, isUnmapped: true) }
+            hasUnmappedSinceCheckpoint = true
+            return
+        }
+        for block in blocks {
+            let old = top.insert(RecentMapping(block: 0, crc: 0), for: block)
+            if old != 0 { retired.append(old, isUnmapped: true) }
+        }
+    }
+
     private func releaseOrFail(_ body: () throws(PoolError) -> Void) {
         do {
             try body()
@@ -374,7 +341,7 @@ extension PoolCore {
     private func unmapBlocks(_ volume: Volume, _ blocks: Range<UInt64>) throws(BlockError) {
         monitor.lock()
         defer { monitor.unlock() }
-        try admit(volume, first: blocks.lowerBound, count: blocks.count, stored: 0)
+        try admit(volume, first: blocks.lowerBound, count: blocks.count, scattered: 0, stored: 0)
         _ = applyUnmap(volume, blocks, isReplay: false)
         requestPassIfDue()
     }
@@ -382,8 +349,7 @@ extension PoolCore {
     /// Enters a hole into the head's top layer.
     func applyUnmap(_ volume: Volume, _ blocks: Range<UInt64>, isReplay: Bool) -> UInt64 {
         breakClaims(volume.number, blocks, except: nil)
-        // A large hole over many entries goes into a layer of its own, so that nobody waits while they are removed.
-        if blocks.count > 16384, volume.head.layers[0].count > 4096 { pushLayer(volume.head) }
+        if needsLayer(volume, unmapping: blocks.count) { pushLayer(volume.head) }
         let record =
             isReplay || hasBug(.unmapNotJournalled)
             ? 0 : append(.unmap(volume: volume.number, block: blocks.lowerBound, count: UInt64(blocks.count)))
@@ -394,6 +360,11 @@ extension PoolCore {
         }
         hasUnmappedSinceCheckpoint = true
         return record
+    }
+
+    /// A large hole over many entries goes into a layer of its own, so that nobody waits while they are removed.
+    private func needsLayer(_ volume: Volume, unmapping count: Int) -> Bool {
+        count > 16384 && volume.head.layers[0].count > 4096
     }
 
     // MARK: Admission
@@ -408,8 +379,11 @@ extension PoolCore {
         }
     }
 
-    /// Returns when a change may enter the overlay. Only near the pool's limits does it wait for a maintenance pass.
-    private func admit(_ volume: Volume, first: UInt64, count: Int, stored: Int) throws(BlockError) {
+    /// Returns when a change may enter the overlay, `stored` of whose blocks take room, and `scattered` lie in leaves
+    /// that it does not cover. Only near the pool's limits does it wait for a maintenance pass.
+    private func admit(
+        _ volume: Volume, first: UInt64, count: Int, scattered: Int, stored: Int
+    ) throws(BlockError) {
         var passesLeft = 3
         if !options.hasMaintenanceThread, isCheckpointRequested { try awaitPassForDevice() }
         while true {
@@ -420,7 +394,7 @@ extension PoolCore {
                 try relievePressure()
                 continue
             }
-            let leaves = stored == 0 ? 2 : UInt64(count) / Format.leafEntries + 2
+            let leaves = stored == 0 ? 2 : UInt64(scattered) / Format.leafEntries + 2
             let hasRoom = hasMetadataRoom(for: leaves * 5)
             if hasRoom && (stored == 0 || space.dataFree >= UInt64(stored)) {
                 if stored > 0 { isFull = false }

@@ -92,10 +92,10 @@ struct UnsyncedSpans {
 /// A read-modify-write under way: whatever changes its blocks meanwhile marks it, and it starts over.
 final class Claim {
     let volume: UInt32
-    let blocks: Range<UInt64>
+    let blocks: [Range<UInt64>]
     var isBroken = false
 
-    init(volume: UInt32, blocks: Range<UInt64>) {
+    init(volume: UInt32, blocks: [Range<UInt64>]) {
         self.volume = volume
         self.blocks = blocks
     }
@@ -200,6 +200,8 @@ final class PoolCore: @unchecked Sendable {
     var isWorkerIdle = false
     let checksumErrors = Atomic<UInt64>(0)
     let dataBytesWritten = Atomic<UInt64>(0)
+    /// How often all snapshots were listed: what concerns one never does that.
+    let listings = Atomic<Int>(0)
 
     init(file: any StorageFile, options: PoolOptions, superblock: Superblock) {
         self.file = file
@@ -416,8 +418,8 @@ final class PoolCore: @unchecked Sendable {
     }
 
     func breakClaims(_ volume: UInt32, _ blocks: Range<UInt64>, except own: Claim?) {
-        for claim in claims where claim !== own && claim.volume == volume && claim.blocks.overlaps(blocks) {
-            claim.isBroken = true
+        for claim in claims where claim !== own && claim.volume == volume {
+            if claim.blocks.contains(where: { $0.overlaps(blocks) }) { claim.isBroken = true }
         }
     }
 }
