@@ -21,6 +21,7 @@ import time
 MIB = 1 << 20
 GIB = 1 << 30
 FLUSH = 256  # writes of 4 KiB between two flushes, for everybody
+JUST_AFTER = 3  # rounds with a snapshot before each, which keeps all that it writes
 
 
 class Bench:
@@ -221,7 +222,7 @@ class Twins:
 
     def turns(self, ours, theirs, prepare=None):
         pairs = []
-        for index in range(self.options.rounds):
+        for index in range(JUST_AFTER if prepare else self.options.rounds):
             if prepare:
                 prepare()
             # The order alternates, too.
@@ -264,6 +265,8 @@ class Twins:
 
 
 def snapshots(options):
+    # Longer, and what the snapshots hold would outgrow the storage that the files have beforehand.
+    options = argparse.Namespace(**dict(vars(options), seconds=min(options.seconds, 0.7)))
     heading("What snapshots cost: 1 GiB, calls per second; two pools take turns, one without snapshots")
     row("", "with", "without", "ratio")
     # Pools of their own: after sequential writes random ones find more room in one piece, and the other way round.
@@ -278,7 +281,7 @@ def snapshots_under(options, loads):
     twins.snapshots(1)
     twins.compare("one snapshot", loads)
     twins.compare("just after each", writes, lambda: twins.snapshots(1))
-    twins.snapshots(100 - 1 - options.rounds * len(writes), writes=64, depth=1, size=GIB)
+    twins.snapshots(100 - 1 - JUST_AFTER * len(writes), writes=64, depth=1, size=GIB)
     twins.maintain()
     twins.compare("100 snapshots", loads)
     began = time.time()
@@ -293,6 +296,16 @@ def snapshots_under(options, loads):
         twins = Twins(options)
         twins.compare_timed("one a second", [load])
         twins.end()
+
+
+def alternate(sections, rounds):
+    """Median ms of a snapshot call in each of several pools, taken in turns, so that all meet the same disk."""
+    found = [[] for _ in sections]
+    for _ in range(rounds):
+        for index, (section, size) in enumerate(sections):
+            found[index].append(
+                section.bench("snapshots", on="v", count=4, writes=64, depth=1, size=size)["p50us"] / 1000)
+    return [statistics.median(column) for column in found]
 
 
 def alternate_pauses(sections, rounds):
