@@ -14,7 +14,7 @@ help:
 	@echo "make run       build and start a storage node on loopback (DATA=DIR)"
 	@echo "make test      install what the tests need, lint, build and run them all"
 	@echo "make test-long  tests that take minutes: PostgreSQL in a guest, under load, snapshot and restore"
-	@echo "make simulate  run the store's simulator over SEEDS=$(SEEDS) seeds from FIRST_SEED=1 on, or replay SEED=N"
+	@echo "make simulate  run the store's simulator over SEEDS=$(SEEDS) seeds from FIRST_SEED=1 on, or replay SEED=N (MODE=, VERBOSE=1)"
 	@echo "make bench     the store beside a raw file, qcow2, btrfs and xfs; the node from outside (BENCH=SECTIONS)"
 	@echo "make bench-kvm how long guests are quiet during a snapshot, seen from inside, against other ways (KVM_BENCH=OPTIONS)"
 	@echo "make bench-iscsi  the iSCSI target beside tgtd, with one client (CASES=REGEX, ROUNDS=3, SECONDS_EACH=1.5)"
@@ -68,7 +68,7 @@ format:
 	$(SWIFT) format --in-place --recursive --parallel $(SOURCES)
 
 simulate: setup
-	@SEEDS=$(SEEDS) SEED=$(SEED) FIRST_SEED=$(FIRST_SEED) Simulating/run.sh
+	@SEEDS=$(SEEDS) SEED=$(SEED) FIRST_SEED=$(FIRST_SEED) MODE=$(MODE) VERBOSE=$(VERBOSE) Simulating/run.sh
 
 bench:
 	@scripts/setup.sh build test

@@ -11,17 +11,20 @@ import Testing
         /// Need something between two syncs that no other write makes up for: looked for in longer runs.
         static let rare: Set<PlantedBug> = [.writebackTakenForSync]
         static let ofVolatileLog: Set<PlantedBug> = [
-            .logFailureIgnored, .logDroppedTooEarly, .logRepeatsJournal, .logNotTurned,
+            .logFailureIgnored, .logDroppedTooEarly, .logRepeatsJournal, .logNotTurned, .logTornAccepted,
+            .logBootIgnored, .logSessionIgnored,
         ]
         /// Found within 200 seeds.
         static let slow: Set<PlantedBug> = [
             .cursorIgnoredWhenFreeing, .tornBatchAccepted, .journalReusedTooEarly, .overwrittenReusedTooEarly,
             .freedReusedTooEarly, .checkpointNotSynced, .superblockNotSynced, .boundaryTooLate, .logFailureIgnored,
             .logDroppedTooEarly, .logNotTurned, .lateDataTakenForSynced, .lateOverwritesReleased, .readersNotAwaited,
-            .cacheTrusted,
+            .cacheTrusted, .logTornAccepted, .logSessionIgnored,
         ]
         /// These need a second thread, a full pool or rot, and have tests of their own.
-        static let special: Set<PlantedBug> = [.claimIgnored, .checksumIgnored, .noReserve, .digestNotCompared]
+        static let special: Set<PlantedBug> = [
+            .claimIgnored, .checksumIgnored, .noReserve, .digestNotCompared, .logGapAccepted,
+        ]
         /// Looked for in histories with rotten map pages.
         static let ofLostPages: [PlantedBug] = [.lostPageIsEmpty, .lostSuccessorIsEmpty]
         static let isLongRun = (environmentNumber("STILLPOINT_SIM_SEEDS") ?? 0) >= 200
@@ -106,6 +109,11 @@ import Testing
             try device.write(pattern(1), at: 0)
             disk.rot(block: disk.occupiedBlocks.last!, bit: 5)
             #expect(try device.read(4096, at: 0) != pattern(1))
+        }
+
+        @Test("a replay that goes on behind a gap brings back what came after a lost change")
+        func logGapAccepted() throws {
+            #expect(try VolatileLogTests.gap(plantedBug: .logGapAccepted) == [true, true, true, false, true, true])
         }
 
         @Test("without claims two writers of one block lose each other's sectors")

@@ -8,9 +8,16 @@ struct VolumeModel: Equatable {
     /// is the same.
     var blocks: [UInt64: UInt64] = [:]
 
-    /// By content: which write made a block cannot be read back.
+    /// Blocks that a reader got medium errors for.
+    var unreadable: Set<UInt64> = []
+
+    /// By content: which write made a block cannot be read back, and what cannot be read equals anything.
     static func == (left: VolumeModel, right: VolumeModel) -> Bool {
-        left.sizeBytes == right.sizeBytes && left.sectors == right.sectors
+        guard left.sizeBytes == right.sizeBytes else { return false }
+        let unreadable = left.unreadable.union(right.unreadable)
+        guard !unreadable.isEmpty else { return left.sectors == right.sectors }
+        return left.sectors.filter { !unreadable.contains($0.key / 8) }
+            == right.sectors.filter { !unreadable.contains($0.key / 8) }
     }
 
     mutating func write(_ range: Range<UInt64>, tag: UInt64, serial: UInt64) {
@@ -42,6 +49,13 @@ struct SnapshotModel: Equatable {
     var members: [VolumeID: VolumeModel]
     var attributes: [UInt8]
     var kind: SnapshotKind
+    /// The pool could not read them.
+    var hasLostAttributes = false
+
+    static func == (left: SnapshotModel, right: SnapshotModel) -> Bool {
+        (left.name, left.kind) == (right.name, right.kind) && left.members == right.members
+            && (left.attributes == right.attributes || left.hasLostAttributes || right.hasLostAttributes)
+    }
 }
 
 /// A pool as it should be.

@@ -145,7 +145,7 @@ extension Simulator {
 
     /// The same bytes once more: new blocks, which look like the old ones.
     func rewrite(_ volume: VolumeID) throws {
-        guard let range = pickRange(volume, aligned: true), let pool else { return }
+        guard let range = pickRange(volume, aligned: true), let pool, !isDamaged else { return }
         setPlan(nil)
         let bytes = try pool.device(of: volume).read(range.count * 512, at: range.lowerBound * 512)
         writes += 1

@@ -14,7 +14,7 @@ extension Simulator {
             return
         }
         try attempt(
-            "promote \(clone.description.prefix(4))", isDurable: true, change: { $0.promote(clone) },
+            "promote \(clone.description.prefix(4))", as: .promote, isDurable: true, change: { $0.promote(clone) },
             { _ = try $0.promote(clone) })
     }
 
@@ -33,6 +33,7 @@ extension Simulator {
 
     /// Asks what some snapshots hold, and compares the answer with the model, and with what deleting them gives back.
     func measure() throws {
+        guard !isDamaged else { return }
         let free = model.snapshots.keys.filter { !model.origins.values.contains($0) }
             .sorted { $0.description < $1.description }
         let chosen = free.filter { _ in generator.chance(35) }
@@ -44,7 +45,7 @@ extension Simulator {
         }
         guard let pool else { return }
         var answer: SpaceAnswer?
-        try attempt("space of \(chosen.count)", isDurable: false, change: { _ in }) {
+        try attempt("space of \(chosen.count)", as: .spaceAnswer, isDurable: false, change: { _ in }) {
             answer = try $0.space(of: chosen)
         }
         guard let answer, self.pool != nil else { return }
@@ -73,14 +74,16 @@ extension Simulator {
     func grow() throws {
         guard let size = pool?.statistics.sizeBytes, size < 48 << 20 else { return }
         try attempt(
-            "grow the pool", isDurable: true, change: { $0.poolBytes = size * 2 }, { try $0.grow(to: size * 2) })
+            "grow the pool", as: .growth, isDurable: true, change: { $0.poolBytes = size * 2 },
+            { try $0.grow(to: size * 2) })
     }
 
     /// Everything that the pool refers to must be what was written, at any moment.
     func scrub() throws {
-        let mustBeSound = options.faults == .crashesOnly && options.plantedBug == nil
+        guard !isDamaged else { return try checkDamage() }
+        let mustBeSound = options.faults != .errors && options.plantedBug == nil
         try attempt(
-            "scrub", isDurable: true, change: { _ in },
+            "scrub", as: .scrub, isDurable: true, change: { _ in },
             { pool in
                 let scrub = try pool.scrub()
                 while try scrub.step(maxBytes: 1 << 20) {}
@@ -98,7 +101,7 @@ extension Simulator {
         let all = model.members.keys.sorted {
             ($0.snapshot.description, $0.slot.description) < ($1.snapshot.description, $1.slot.description)
         }
-        guard sharingIsKnown, !all.isEmpty else { return }
+        guard sharingIsKnown, !all.isEmpty, !isDamaged else { return }
         let old = all[Int(generator.below(UInt64(all.count)))]
         let new = all[Int(generator.below(UInt64(all.count)))]
         let (oldState, newState) = (model.members[old]!, model.members[new]!)
@@ -113,8 +116,8 @@ extension Simulator {
         var isUnrelated = false
         var isDone = false
         try attempt(
-            "diff \(old.snapshot.description.prefix(4)) \(new.snapshot.description.prefix(4))", isDurable: false,
-            change: { _ in }
+            "diff \(old.snapshot.description.prefix(4)) \(new.snapshot.description.prefix(4))", as: .diff,
+            isDurable: false, change: { _ in }
         ) { pool in
             func open(_ offset: UInt64) throws -> SnapshotDiff {
                 try pool.diff(

@@ -72,6 +72,7 @@ extension Simulator {
             do {
                 log.append("  meanwhile:")
                 interruption.count += 1
+                coverage.note(.operationBetween)
                 try comeBetween(canCommit: room.canCommit, canMaintain: room.canMaintain)
                 for _ in 1..<interruption.atOnce {
                     guard let pool = self.pool, let room = self.room(in: pool.core) else { break }
@@ -101,7 +102,7 @@ extension Simulator {
         else { return nil }
         if let last = interruption.lastRecord, last != core.lastRecord { return nil }
         // A log that runs full would have its change wait for the commit that is under way.
-        if core.isCommitting, logIsSmall { return nil }
+        if core.isCommitting, logIsTight { return nil }
         let hasJournalRoom = core.journalUsedBytes + UInt64(core.pendingBytes) < core.superblock.journalBytes / 4
         return (!core.isCommitting && hasJournalRoom, !core.isMaintaining)
     }
@@ -123,7 +124,7 @@ extension Simulator {
         case 5..<7 where canCommit: try snapshot(volumes)
         case 7..<8 where canCommit: try flush(volume)
         case 8..<9 where canCommit && canMaintain:
-            try attempt("maintain", isDurable: true, change: { _ in }, { try $0.maintain() })
+            try attempt("maintain", as: .checkpoint, isDurable: true, change: { _ in }, { try $0.maintain() })
         case 9..<10 where canCommit && interruption.allowsControl: try control()
         default: try checkReads()
         }
@@ -145,7 +146,7 @@ extension Simulator {
         try write(volume, mayBeDurable: false)
         for _ in 0..<2 where isPossible() {
             if canMaintain, generator.chance(40) {
-                try attempt("maintain", isDurable: true, change: { _ in }, { try $0.maintain() })
+                try attempt("maintain", as: .checkpoint, isDurable: true, change: { _ in }, { try $0.maintain() })
             } else {
                 try flush(volume)
             }
@@ -170,7 +171,8 @@ extension Simulator {
         let before = interruption.count
         defer { interruption.endSpecial() }
         try attempt(
-            "flush under load", isDurable: true, isInterruptible: true, change: { _ in },
+            "flush under load", as: .flushUnderLoad, isDurable: true, isInterruptible: true,
+            change: { _ in },
             { try $0.device(of: volume).flush() })
         guard interruption.count > before, pool != nil else { return }
         interruption.endSpecial()
@@ -179,7 +181,7 @@ extension Simulator {
             let at = disk.callCount + 1 + generator.below(3)
             setPlan { call, _ in call >= at ? .powerLoss : nil }
             losesPower = true
-            try attempt("flush", isDurable: true, change: { _ in }, { try $0.device(of: volume).flush() })
+            try attempt("flush", as: .flush, isDurable: true, change: { _ in }, { try $0.device(of: volume).flush() })
         case 1:
             for _ in 0...generator.below(4) where pool != nil { try write(volume, mayBeDurable: false) }
             losesPower = true
@@ -192,12 +194,14 @@ extension Simulator {
     /// there meanwhile. Or a snapshot of it, which must not change.
     func readUnderWay(_ volume: VolumeID) throws {
         setPlan(nil)
-        defer { interruption.endSpecial() }
-        interruption.percent = 50
-        interruption.atOnce = 4
         // What is being read must stay.
         interruption.allowsControl = false
-        defer { interruption.allowsControl = true }
+        defer {
+            interruption.allowsControl = true
+            interruption.endSpecial()
+        }
+        interruption.percent = 50
+        interruption.atOnce = 4
         var place: Range<UInt64>?
         if isInterrupted, generator.chance(50) {
             // One place, which is not in the maps on disk yet: from the look-up to the read everything is in its layer.
@@ -211,7 +215,8 @@ extension Simulator {
         let snapshot = generator.chance(30) ? pickSnapshot() : nil
         if let snapshot, let expected = model.snapshots[snapshot]!.members[volume] {
             return try attempt(
-                "read \(snapshot.description.prefix(4))", isDurable: false, isInterruptible: true, change: { _ in }
+                "read \(snapshot.description.prefix(4))", as: .readUnderWay, isDurable: false, isInterruptible: true,
+                change: { _ in }
             ) { pool in
                 let found = try readModel(try pool.device(of: snapshot, volume: volume))
                 guard found == expected else { throw self.fail("a snapshot reads otherwise than it was cut") }
@@ -221,15 +226,15 @@ extension Simulator {
         let durable = interruption.durablePoints
         var states = [model.volumes[volume]!]
         try attempt(
-            "read \(volume.description.prefix(4)) \(place.map { "\($0)" } ?? "")", isDurable: false,
-            isInterruptible: true, change: { _ in }
+            "read \(volume.description.prefix(4)) \(place.map { "\($0)" } ?? "")", as: .readUnderWay,
+            isDurable: false, isInterruptible: true, change: { _ in }
         ) { pool in
             let found = try readModel(try pool.device(of: volume), only: place)
             // Where something became durable, what was before it is not known any more.
             guard interruption.durablePoints == durable else { return }
             states += history[first...].compactMap { $0.volumes[volume] }
             for sector in Set(states.flatMap(\.sectors.keys)).union(found.sectors.keys)
-            where place?.contains(sector) ?? true {
+            where (place?.contains(sector) ?? true) && !found.unreadable.contains(sector / 8) {
                 guard states.contains(where: { $0.sectors[sector] == found.sectors[sector] }) else {
                     throw self.fail("sector \(sector) reads as what was never there")
                 }

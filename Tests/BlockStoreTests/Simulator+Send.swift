@@ -29,7 +29,7 @@ extension Simulator {
     }
 
     func send() throws {
-        if let id = pickSnapshot() { try send(id) }
+        if !isDamaged, let id = pickSnapshot() { try send(id) }
     }
 
     /// Sends a snapshot to the replica, whole or as an increment, and breaks the transfer in between.
@@ -69,8 +69,8 @@ extension Simulator {
         }
         var outcome: Result<SnapshotRecord, any Error>?
         try attempt(
-            "send \(id.description.prefix(4)) from \(from?.description.prefix(4) ?? "nothing")", isDurable: false,
-            change: { _ in }
+            "send \(id.description.prefix(4)) from \(from?.description.prefix(4) ?? "nothing")",
+            as: from == nil ? .send : .incrementalSend, isDurable: false, change: { _ in }
         ) { source in
             outcome = try self.transfer(id, from: from, source, replica, options)
         }
@@ -135,6 +135,7 @@ extension Simulator {
                 if isBroken { break }
             }
             guard isBroken else { return Result { try session.finish() } }
+            coverage.note(.brokenTransfer)
             try interrupt(session, id, replica)
             if generator.chance(15) { return nil }
         }

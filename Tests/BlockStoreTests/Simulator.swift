@@ -25,6 +25,8 @@ final class Simulator {
             case crashesOnly
             /// Also EIO, ENOSPC and failed syncs.
             case errors
+            /// Also writes that are lost or go elsewhere though they succeed, and rot.
+            case lies
         }
     }
 
@@ -38,20 +40,30 @@ final class Simulator {
     var history: [PoolModel] = [PoolModel()]
     var log: [String] = []
     private var volatileLog: SimulatedLog?
+    /// Left by a process, while another one has the pool open without it.
+    private var forgottenLog: SimulatedLog?
+    private let forgetsLogs: Bool
+    /// Of real files, in some histories.
+    private var logPlace: SimulatedLog.Place?
+    private var logDirectory: VolatileLogTests.MemoryDirectory?
     private let logCapacityBytes: Int
-    var logIsSmall: Bool { volatileLog != nil && logCapacityBytes != .max }
-    /// So many of the last states in the history may be of an operation that was not acknowledged.
-    private var unanswered = 0
+    /// A change that comes between might have to wait for room in the log.
+    var logIsTight: Bool { volatileLog.map { logCapacityBytes != .max && $0.freeBytes < 1000 } ?? false }
     /// The next crash is one of the power.
     var losesPower = false
+    /// So many of the last states in the history may be of an operation that was not acknowledged.
+    private var unanswered = 0
     /// A sync failed, which can cost what was acknowledged and not flushed.
     private var hasFailed = false
     private var boots: UInt64 = 1
+    private var lastBootID: ObjectID { ObjectID(high: seed, low: boots) }
+    /// The machine runs since the log was written.
+    private var canReplay = true
     let isTight: Bool
     private let isSmall: Bool
-    private let syncsOften: Bool
+    let syncsOften: Bool
     private let reusesBlocksFirst: Bool
-    private let writesBackEarly: Bool
+    let writesBackEarly: Bool
     /// Much gathers in the journal between two checkpoints.
     private let hasLongJournal: Bool
     /// Other operations come between, where a second thread could.
@@ -62,43 +74,66 @@ final class Simulator {
     /// So many that the allocation map has several levels.
     private let hasSmallRegions: Bool
     private let walkPages: Int
+    let snapshotLimit: Int
+    /// Clones of clones, and snapshots of those.
+    let hasDeepClones: Bool
     private let keepsLittle: Bool
-    private var names = 0
-    private var lastRange: (volume: VolumeID, range: Range<UInt64>)?
-    private var tags: UInt64 = 1
+    var names = 0
+    var lastRange: (volume: VolumeID, range: Range<UInt64>)?
+    var tags: UInt64 = 1
     var writes: UInt64 = 0
     /// Whether the model's blocks are the pool's, and not only their content.
     private(set) var sharingIsKnown = true
     /// Where snapshots are sent to.
     var replica: Replica?
-    private(set) var crashes = 0
-    private(set) var refused = 0
+    var coverage = Coverage()
+    /// The pool cannot be opened any more, as it should be.
+    var isOver = false
 
     init(seed: UInt64, options: Options = Options()) {
         self.seed = seed
         self.options = options
         generator = SeededGenerator(seed: seed)
-        isTight = generator.chance(30)
+        let hasLimit = generator.chance(30)
+        isTight = hasLimit
         isSmall = generator.chance(30)
         reusesBlocksFirst = generator.chance(60)
         syncsOften = generator.chance(20)
         keepsLittle = seed % 2 == 0
         // A step that reaches one leaf looks at five pages.
         reclaimPages = 5 + Int(generator.below(generator.chance(60) ? 3 : 12))
-        disk = SimulatedDisk(seed: generator.next(), capacityBytes: isTight ? 7 << 20 : .max)
+        // Full after a few writes, in some.
+        let mayBeVeryTight = generator.chance(30)
+        let isVeryTight = hasLimit && mayBeVeryTight
+        let veryLittleBytes = (5 << 19) + generator.below(1 << 20)
+        let capacityBytes = isVeryTight ? veryLittleBytes : hasLimit ? 7 << 20 : UInt64.max
+        disk = SimulatedDisk(seed: generator.next(), capacityBytes: capacityBytes)
         writesBackEarly = generator.chance(50)
-        isInterrupted = generator.chance(50)
+        // Who waits for room would wait for the operation that it interrupts.
+        let mayBeInterrupted = generator.chance(50)
+        isInterrupted = mayBeInterrupted && !isVeryTight
         hasLongJournal = generator.chance(15)
         hasSmallRegions = generator.chance(25)
         walkPages = generator.chance(50) ? 512 : 5 + Int(generator.below(8))
+        forgetsLogs = generator.chance(20)
+        snapshotLimit = generator.chance(4) ? 30 : 8
+        hasDeepClones = generator.chance(8)
         logCapacityBytes = generator.chance(30) ? 300 + Int(generator.below(3000)) : .max
-        if generator.chance(60) || options.endsProcesses { volatileLog = freshLog() }
+        let hasLog = generator.chance(60) || options.endsProcesses
+        let usesTmpfs = options.endsProcesses && generator.chance(6)
+        if hasLog {
+            let poolID = newObjectID()
+            if usesTmpfs, let directory = try? VolatileLogTests.MemoryDirectory() {
+                logDirectory = directory
+                logPlace = .init(directory: directory.path, poolID: poolID)
+            }
+            volatileLog = freshLog()
+        }
     }
 
     private func freshLog() -> SimulatedLog {
-        boots += 1
-        return SimulatedLog(
-            bootID: ObjectID(high: seed, low: boots), capacityBytes: logCapacityBytes,
+        SimulatedLog(
+            bootID: lastBootID, capacityBytes: logCapacityBytes, place: logPlace,
             isDead: { [disk] in disk.isDead })
     }
 
@@ -129,14 +164,19 @@ final class Simulator {
         pool = try Pool.create(on: disk, options: poolOptions())
         model.poolBytes = pool!.statistics.sizeBytes
         history = [model]
+        defer { coverage.add(disk.effects) }
         for _ in 0..<(options.endsProcesses ? options.operations * 3 / 4 : options.operations) {
             try step()
+            if isOver { return }
             if pool == nil { try recover() }
+            if isOver { return }
         }
         crash("the end")
         try recover()
+        if isOver { return }
         try checkReads()
-        try sendAll()
+        try checkDamage()
+        if disk.effects.spoiled.isEmpty { try sendAll() }
     }
 
     func fail(_ text: String) -> Failure {
@@ -147,7 +187,6 @@ final class Simulator {
 
     func crash(_ why: String) {
         log.append("crash: \(why)")
-        crashes += 1
         abandon()
     }
 
@@ -159,21 +198,38 @@ final class Simulator {
 
     deinit { abandon() }
 
-    private func recover() throws {
+    func recover() throws {
         // Nothing that was acknowledged is lost when only processes end.
         var mustHaveAll = volatileLog != nil && !hasFailed
         hasFailed = false
         var opened: Pool?
         while opened == nil {
+            if let log = volatileLog, log.refusals > 0 { coverage.note(.logFull) }
+            if let log = volatileLog, log.isTorn { coverage.note(.logTorn) }
             if !endProcessOrPower() { mustHaveAll = false }
+            if forgetOrFindLog() { mustHaveAll = false }
             if generator.chance(options.endsProcesses ? 60 : 25) { planToDieInRecovery() }
             do {
                 opened = try Pool.open(on: disk, options: poolOptions())
+                // Else nothing of what follows is about the log.
+                if volatileLog != nil, opened?.statistics.volatileLog != .active, !disk.isDead {
+                    throw fail("the log was not begun: \(opened!.statistics.volatileLog)")
+                }
+            } catch let failure as Failure {
+                throw failure
             } catch {
-                guard disk.isDead else { throw fail("opening failed: \(error)") }
+                guard disk.isDead else {
+                    guard isDamaged else { throw fail("opening failed: \(error)") }
+                    return try endRefused(error)
+                }
                 log.append("crash during recovery")
+                coverage.note(.crashInRecovery)
             }
             if !disk.isDead { setPlan(nil) }
+        }
+        if opened!.statistics.recordsFromVolatileLog > 0 {
+            coverage.note(.logReplayed)
+            guard canReplay else { throw fail("a log of another run of the machine was replayed") }
         }
         try compare(opened!, mustHaveAll: mustHaveAll)
     }
@@ -182,7 +238,7 @@ final class Simulator {
     private func planToDieInRecovery() {
         let copy = disk.copy()
         var options = poolOptions()
-        options.volatileLogStorage = volatileLog?.handedOver()
+        options.volatileLogStorage = volatileLog?.copy()
         guard let pool = try? Pool.open(on: copy, options: options) else { return }
         pool.core.monitor.withLock { pool.core.forgetObjects() }
         let at = copy.callCount - min(copy.callCount - 1, generator.below(8))
@@ -196,35 +252,77 @@ final class Simulator {
         defer { losesPower = false }
         if endsProcess, !losesPower {
             log.append("the process ends")
+            coverage.note(.processEnd)
             disk = disk.handedOver()
+            canReplay = true
             volatileLog = volatileLog?.handedOver { [disk] in disk.isDead }
             return true
         }
         log.append("the power ends")
+        coverage.note(.powerLoss)
+        canReplay = false
+        boots += 1
         disk = disk.crashed()
         if let old = volatileLog {
             // Now and then the files are still there, of the run before.
-            let fresh = freshLog()
-            volatileLog =
-                generator.chance(30) ? old.handedOver(bootID: fresh.bootID) { [disk] in disk.isDead } : fresh
+            if generator.chance(30) {
+                coverage.note(.logOfEarlierRun)
+                volatileLog = old.handedOver(bootID: lastBootID) { [disk] in disk.isDead }
+            } else {
+                old.letGo()
+                volatileLog = freshLog()
+            }
         }
         return false
+    }
+
+    /// Now and then somebody opens the pool without the log, and its files are there again later. True when the log is
+    /// not the one that the last process wrote.
+    private func forgetOrFindLog() -> Bool {
+        if let found = forgottenLog {
+            log.append("the log of an earlier process is there again")
+            coverage.note(.logFoundAgain)
+            forgottenLog = nil
+            volatileLog = found.handedOver(bootID: lastBootID) { [disk] in disk.isDead }
+            return true
+        }
+        guard volatileLog != nil, logPlace == nil, forgetsLogs, generator.chance(30) else { return false }
+        log.append("the pool is opened without its log")
+        forgottenLog = volatileLog
+        volatileLog = nil
+        return true
+    }
+
+    /// The process is killed in the middle of a note in the log.
+    private func planToDieInLog() {
+        volatileLog?.planDeath(after: Int(generator.below(12)), seed: generator.next()) {
+            [disk] in disk.kill()
+        }
     }
 
     private func compare(_ opened: Pool, mustHaveAll: Bool) throws {
         // In several stretches where little is kept in memory.
         let memory = keepsLittle ? 10 * 256 * OwnerTable.bytesPerBlock : PoolChecker.defaultMemoryBytes
         let report = PoolChecker.check(opened, memoryBytes: memory)
-        guard report.isSound else { throw fail("after recovery: \(report.problems)") }
+        guard report.isSound || isDamaged else { throw fail("after recovery: \(report.problems)") }
         let found = try readAll(opened)
+        if report.isSound, found.hasUnreadable { throw fail("the checker finds nothing where reads fail") }
+        if !report.isSound { coverage.note(.damageFoundByCheck) }
         guard let index = history.lastIndex(of: found) else {
             throw fail(difference(found))
         }
-        guard !mustHaveAll || index >= history.count - 1 - unanswered else {
-            throw fail("the process ended and acknowledged operations are gone: \(index) of \(history.count - 1)")
+        coverage.note(index < history.count - 1 ? .unflushedLost : .unflushedKept, history.count > 1 ? 1 : 0)
+        // The replay of a log ends at data that the disk has spoiled.
+        guard !mustHaveAll || isDamaged || index >= history.count - 1 - unanswered else {
+            throw fail(
+                "the process ended and acknowledged operations are gone: \(index) of \(history.count - 1), with "
+                    + "\(opened.statistics.recordsFromVolatileLog) records from the log")
         }
         unanswered = 0
-        log.append("recovered to \(index) of \(history.count - 1)")
+        let statistics = opened.statistics
+        log.append(
+            "recovered to \(index) of \(history.count - 1), \(statistics.recordsFromVolatileLog) records from the log, "
+                + "which is \(statistics.volatileLog)")
         // Which of several states with equal content it is cannot be seen; then the model does not know which blocks
         // are shared.
         let matches = history.filter { $0 == found }
@@ -236,20 +334,51 @@ final class Simulator {
 
     private func difference(_ found: PoolModel) -> String {
         var text = "what was recovered equals no state from the last durable one on (\(history.count) states)"
-        let last = history[history.count - 1]
-        text += "; volumes \(found.volumes.count)/\(last.volumes.count)"
-        text += ", snapshots \(found.snapshots.count)/\(last.snapshots.count)"
-        for (id, volume) in found.volumes {
-            guard let expected = last.volumes[id] else { continue }
-            let changed = Set(volume.sectors.keys).union(expected.sectors.keys)
-                .filter { volume.sectors[$0] != expected.sectors[$0] }.sorted()
-            if !changed.isEmpty { text += "; volume \(id) differs at sectors \(changed.prefix(20))" }
+        text += "\n  the last durable one: " + Self.difference(found, history[0])
+        if history.count > 1 { text += "\n  the newest one: " + Self.difference(found, history[history.count - 1]) }
+        return text + "\n "
+    }
+
+    private static func difference(_ found: PoolModel, _ expected: PoolModel) -> String {
+        var parts: [String] = []
+        func name(_ id: any CustomStringConvertible) -> String { String(id.description.prefix(4)) }
+        func add(_ what: String, _ found: VolumeModel, _ expected: VolumeModel) {
+            if found.sizeBytes != expected.sizeBytes {
+                parts.append("\(what) has \(found.sizeBytes) bytes for \(expected.sizeBytes)")
+            }
+            let changed = Set(found.sectors.keys).union(expected.sectors.keys)
+                .filter { found.sectors[$0] != expected.sectors[$0] && !found.unreadable.contains($0 / 8) }.sorted()
+            guard let first = changed.first else { return }
+            let (was, be) = (found.sectors[first] ?? 0, expected.sectors[first] ?? 0)
+            parts.append(
+                "\(what) differs at \(changed.count) sectors, first \(first) with write \(was >> 40) for \(be >> 40)"
+            )
         }
-        return text
+        func compare<Key: Hashable & CustomStringConvertible>(_ kind: String, _ found: Set<Key>, _ expected: Set<Key>) {
+            let (more, less) = (found.subtracting(expected), expected.subtracting(found))
+            if !more.isEmpty { parts.append("\(kind) too many: \(more.map(name))") }
+            if !less.isEmpty { parts.append("\(kind) too few: \(less.map(name))") }
+        }
+        compare("volumes", Set(found.volumes.keys), Set(expected.volumes.keys))
+        compare("snapshots", Set(found.snapshots.keys), Set(expected.snapshots.keys))
+        for (id, volume) in found.volumes {
+            if let other = expected.volumes[id] { add("volume \(name(id))", volume, other) }
+        }
+        for (id, snapshot) in found.snapshots {
+            guard let other = expected.snapshots[id] else { continue }
+            compare("members of \(name(id))", Set(snapshot.members.keys), Set(other.members.keys))
+            for (member, volume) in snapshot.members {
+                if let other = other.members[member] { add("snapshot \(name(id)) of \(name(member))", volume, other) }
+            }
+            if snapshot.attributes != other.attributes { parts.append("attributes of \(name(id)) differ") }
+        }
+        if found.origins != expected.origins { parts.append("clones stand on other snapshots") }
+        return parts.isEmpty ? "no difference" : parts.joined(separator: "; ")
     }
 
     // MARK: Reading back
 
+    static let leafSectors: UInt64 = (1 << 20) / 512
     /// Places that are used, in sectors: within a leaf of 2048, over the borders of leaves and of the pages above them,
     /// far away.
     private static let allPlaces: [Range<UInt64>] = [
@@ -276,9 +405,12 @@ final class Simulator {
                 do {
                     try device.read(at: range.lowerBound * 512, into: raw)
                 } catch {
-                    throw fail("reading sectors \(range) failed: \(error)")
+                    // The process was killed in something that came between.
+                    if disk.isDead { throw error }
+                    guard isDamaged else { throw fail("reading sectors \(range) failed: \(error)") }
+                    try readBlocks(of: device, range, into: raw, &result)
                 }
-                for (index, sector) in range.enumerated() {
+                for (index, sector) in range.enumerated() where !result.unreadable.contains(sector / 8) {
                     let part = UnsafeRawBufferPointer(rebasing: raw[(index * 512)..<((index + 1) * 512)])
                     guard let tag = Sector.tag(part) else { throw fail("sector \(sector) is torn") }
                     if tag != 0 { result.sectors[sector] = tag }
@@ -288,20 +420,25 @@ final class Simulator {
         return result
     }
 
-    private func readAll(_ pool: Pool) throws -> PoolModel {
+    func readAll(_ pool: Pool) throws -> PoolModel {
         var result = PoolModel()
         result.poolBytes = pool.statistics.sizeBytes
         for volume in pool.volumes() {
-            result.volumes[volume.id] = try readModel(try pool.device(of: volume.id))
+            let content = try readModel(try pool.device(of: volume.id))
+            try explain(content.unreadable, pool) { try pool.core.volume(volume.id).head }
+            result.volumes[volume.id] = content
             if let origin = volume.clonedFrom { result.origins[volume.id] = origin.snapshot }
         }
         for snapshot in pool.snapshots() {
             var members: [VolumeID: VolumeModel] = [:]
             for member in snapshot.members {
-                members[member.volume] = try readModel(try pool.device(of: snapshot.id, volume: member.volume))
+                let content = try readModel(try pool.device(of: snapshot.id, volume: member.volume))
+                try explain(content.unreadable, pool) { try pool.core.member(of: snapshot.id, member.volume) }
+                members[member.volume] = content
             }
             result.snapshots[snapshot.id] = SnapshotModel(
-                name: snapshot.name, members: members, attributes: snapshot.attributes, kind: snapshot.kind)
+                name: snapshot.name, members: members, attributes: snapshot.attributes, kind: snapshot.kind,
+                hasLostAttributes: isDamaged && snapshot.attributes.isEmpty)
         }
         return result
     }
@@ -309,7 +446,7 @@ final class Simulator {
     func checkReads() throws {
         setPlan(nil)
         guard let pool, try readAll(pool) == model else { throw fail("a read gave other data than was written") }
-        try checkProvisioning(pool)
+        if !isDamaged { try checkProvisioning(pool) }
     }
 
     // MARK: Operations
@@ -318,8 +455,9 @@ final class Simulator {
     /// during it; then either outcome is allowed.
     /// `stages` are states on the way to what `change` says, of an operation that is several for a crash.
     func attempt(
-        _ name: String, isDurable: Bool, isInterruptible: Bool = false, stages: [(inout PoolModel) -> Void] = [],
-        change: (inout PoolModel) -> Void, _ body: (Pool) throws -> Void
+        _ name: String, as event: Coverage.Event? = nil, isDurable: Bool, isInterruptible: Bool = false,
+        stages: [(inout PoolModel) -> Void] = [], change: (inout PoolModel) -> Void,
+        _ body: (Pool) throws -> Void
     )
         throws
     {
@@ -327,11 +465,14 @@ final class Simulator {
         log.append(name)
         let first = history.count - 1
         let durable = interruption.durablePoints
-        beginInterruptions(pool, isInterruptible, changes: !isDurable)
+        beginInterruptions(pool, isInterruptible, changes: !isDurable && event != .readUnderWay)
         do {
             try body(pool)
+            // The process was killed before it could answer.
+            if disk.isDead, self.pool != nil { throw BlockError.io(errno: 5) }
             try endInterruptions(isInterruptible)
             guard self.pool != nil else { return }
+            if let event { coverage.note(event) }
             if !isDurable { append(stages) }
             change(&model)
             // What came between is after it, and what that made durable stays so.
@@ -346,7 +487,6 @@ final class Simulator {
         } catch {
             try endInterruptions(isInterruptible)
             log.append("  -> \(error)")
-            refused += 1
             guard self.pool != nil else { return }
             var changed = model
             change(&changed)
@@ -356,15 +496,22 @@ final class Simulator {
                 unanswered = stages.count + 1
                 crash("power loss")
             } else if case .readOnly(let reason) = pool.statistics.state {
-                if options.faults == .crashesOnly || reason.contains("damaged") {
+                if options.faults != .errors || reason.contains("damaged") {
                     throw fail("the pool failed by itself: \(reason)")
                 }
+                coverage.note(.poolFailed)
                 append(stages)
                 history.append(changed)
                 unanswered = stages.count + 1
                 hasFailed = true
                 crash("the pool failed")
-            } else if options.faults == .crashesOnly, !isNoSpace(error) {
+            } else if isNoSpace(error) {
+                // These have a reserve.
+                if let event, Coverage.needNoSpace.contains(event) { throw fail("\(name) failed: \(error)") }
+                coverage.note(.refusedForSpace)
+            } else if options.faults == .errors {
+                coverage.note(.refusedForError)
+            } else if !isDamaged {
                 throw fail("\(name) failed: \(error)")
             }
         }
@@ -398,7 +545,9 @@ final class Simulator {
     private func planFault() {
         let base = disk.callCount
         let at = base + 1 + generator.below(40)
-        if generator.chance(25) {
+        if options.faults == .lies, generator.chance(30) {
+            planLie(at)
+        } else if generator.chance(25) {
             setPlan { call, _ in call >= at ? .powerLoss : nil }
         } else if options.faults == .errors, generator.chance(30) {
             let kind = generator.below(3)
@@ -417,7 +566,7 @@ final class Simulator {
     }
 
     /// What follows is a long batch; now and then it is torn.
-    private func planToDieInCommit() {
+    func planToDieInCommit() {
         guard !interruption.isRunning, generator.chance(20) else { return }
         let at = disk.callCount + 1 + generator.below(3)
         setPlan { call, _ in call >= at ? .powerLoss : nil }
@@ -425,21 +574,27 @@ final class Simulator {
 
     private func step() throws {
         if generator.chance(20) { planFault() }
-        if generator.chance(3) { try checkInvariants() }
+        if !isDamaged, generator.chance(3) { try checkInvariants() }
+        if generator.chance(options.endsProcesses ? 12 : 3) { planToDieInLog() }
         if writesBackEarly { pool?.core.writeBackEarly() }
         if generator.chance(options.endsProcesses ? 5 : 2) { return crash("at once") }
+        // So that the journal is still where that log would continue it.
+        if forgottenLog != nil, generator.chance(40) { return crash("soon after an opening without the log") }
         let volumes = model.volumes.keys.sorted { $0.description < $1.description }
+        if options.faults == .lies, generator.chance(1), let volume = volumes.first { return try lieInJournal(volume) }
         guard let volume = volumes.isEmpty ? nil : volumes[Int(generator.below(UInt64(volumes.count)))] else {
             return try createVolume()
         }
         var choice = generator.below(100)
         // Attributes fill the journal and need no map pages, so that no checkpoint comes for their sake.
         if hasLongJournal, (42..<93).contains(choice), !model.snapshots.isEmpty, generator.chance(80) { choice = 94 }
+        if hasDeepClones, (20..<42).contains(choice) { choice = choice < 32 ? 81 : 66 }
+        if snapshotLimit > 8, (20..<42).contains(choice) { choice = 66 }
         switch choice {
         case 0..<42: try write(volume)
-        case 42..<46: try unmap(volume)
-        case 46..<48: try generator.chance(70) ? unmapParts(volume) : rewrite(volume)
-        case 48..<50: try readUnderWay(volume)
+        case 42..<45: try unmap(volume)
+        case 45..<47: try generator.chance(70) ? unmapParts(volume) : rewrite(volume)
+        case 47..<50: try readUnderWay(volume)
         case 50..<55: try compareAndWrite(volume)
         case 55..<65: try isInterrupted && generator.chance(40) ? commitUnderLoad(volume) : flush(volume)
         case 65..<74: try snapshot(volumes)
@@ -454,7 +609,7 @@ final class Simulator {
         case 95..<96:
             switch generator.below(10) {
             case 0..<3: try checkReads()
-            case 3..<5: try checkAccounting()
+            case 3..<5: if !isDamaged { try checkAccounting() }
             default: try measure()
             }
         case 96..<97: try reopen()
@@ -462,290 +617,5 @@ final class Simulator {
         case 98..<99: try generator.chance(50) ? diff() : send()
         default: try generator.chance(50) ? grow() : scrub()
         }
-    }
-
-    func pickRange(_ volume: VolumeID, aligned: Bool) -> Range<UInt64>? {
-        let places = Self.places(sizeBytes: model.volumes[volume]!.sizeBytes)
-        guard !places.isEmpty else { return nil }
-        // Often the same blocks again.
-        if aligned, let last = lastRange, last.volume == volume, generator.chance(interruption.repeatPercent),
-            places.contains(where: { $0.lowerBound <= last.range.lowerBound && last.range.upperBound <= $0.upperBound })
-        {
-            return last.range
-        }
-        let place = places[Int(generator.below(UInt64(places.count)))]
-        let unit: UInt64 = aligned ? 8 : 1
-        let total = UInt64(place.count)
-        let first = generator.below(total / unit) * unit
-        let limit = min(total - first, aligned ? (generator.chance(15) ? 600 : 64) : 24)
-        let count = max(unit, generator.below(limit + 1) / unit * unit)
-        let range = (place.lowerBound + first)..<(place.lowerBound + first + min(count, total - first))
-        if aligned { lastRange = (volume, range) }
-        return range
-    }
-
-    private func nextTag() -> UInt64 {
-        tags += 1
-        return tags << 40
-    }
-
-    func write(_ volume: VolumeID, mayBeDurable: Bool = true) throws {
-        let isAligned = generator.chance(70) || interruption.repeatPercent > 25
-        guard let range = pickRange(volume, aligned: isAligned) else { return }
-        let tag = generator.chance(10) ? 0 : nextTag()
-        // Zeros over zeros would make a new block that looks like the old one.
-        if tag == 0, !range.contains(where: { model.volumes[volume]!.sectors[$0] != nil }) { return }
-        let isDurable = mayBeDurable && generator.chance(syncsOften ? 60 : 10)
-        writes += 1
-        let serial = writes
-        let bytes = Sector.run(range, tag: tag)
-        try attempt(
-            "write \(volume.description.prefix(4)) \(range) \(tag >> 40) \(isDurable ? "durable" : "")",
-            isDurable: isDurable, isInterruptible: !isDurable,
-            change: { $0.volumes[volume]!.write(range, tag: tag, serial: serial) },
-            { pool in
-                try pool.device(of: volume).write(
-                    bytes, at: range.lowerBound * 512, durability: isDurable ? .durable : .cached)
-            })
-    }
-
-    func unmap(_ volume: VolumeID) throws {
-        if generator.chance(15) {
-            let size = model.volumes[volume]!.sizeBytes
-            return try attempt(
-                "unmap all of \(volume.description.prefix(4))", isDurable: false,
-                change: { $0.volumes[volume]!.unmap(0..<(size / 512)) },
-                { try $0.device(of: volume).unmap(at: 0, lengthBytes: size) })
-        }
-        guard let range = generator.chance(25) ? pickStretch(volume) : pickRange(volume, aligned: true) else { return }
-        try attempt(
-            "unmap \(volume.description.prefix(4)) \(range)", isDurable: false,
-            change: { $0.volumes[volume]!.unmap(range) },
-            { try $0.device(of: volume).unmap(at: range.lowerBound * 512, lengthBytes: UInt64(range.count) * 512) })
-    }
-
-    private func compareAndWrite(_ volume: VolumeID) throws {
-        guard let range = pickRange(volume, aligned: false) else { return }
-        let sectors = model.volumes[volume]!.sectors
-        var expected: [UInt8] = []
-        for sector in range {
-            var bytes = [UInt8](repeating: 0, count: 512)
-            bytes.withUnsafeMutableBytes { Sector.fill($0, tag: sectors[sector] ?? 0) }
-            expected += bytes
-        }
-        let tag = nextTag()
-        let replacement = Sector.run(range, tag: tag)
-        writes += 1
-        let serial = writes
-        let spoils = generator.chance(30)
-        // Often the very last byte.
-        let spoilt = generator.chance(30) ? expected.count - 1 : Int(generator.below(UInt64(expected.count)))
-        if spoils { expected[spoilt] ^= 0xff }
-        try attempt(
-            "compare and write \(volume.description.prefix(4)) \(range) \(tag >> 40) \(spoils ? "(differs)" : "")",
-            isDurable: false,
-            change: { if !spoils { $0.volumes[volume]!.write(range, tag: tag, serial: serial) } },
-            { pool in
-                do {
-                    let device = try pool.device(of: volume)
-                    try expected.withUnsafeBytes { old in
-                        try replacement.withUnsafeBytes { new in
-                            try device.compareAndWrite(
-                                at: range.lowerBound * 512, expected: old, replacement: new, durability: .cached)
-                        }
-                    }
-                    if spoils { throw self.fail("a comparison with other data succeeded") }
-                } catch BlockError.miscompare where spoils {
-                }
-            })
-    }
-
-    func flush(_ volume: VolumeID) throws {
-        if isInterrupted { planToDieInCommit() }
-        let before = interruption.count
-        try attempt(
-            "flush", isDurable: true, isInterruptible: true, change: { _ in }, { try $0.device(of: volume).flush() })
-        guard interruption.count > before, !interruption.isRunning, pool != nil else { return }
-        // What came between must not count as flushed.
-        switch generator.below(3) {
-        case 0:
-            let at = disk.callCount + 1 + generator.below(3)
-            setPlan { call, _ in call >= at ? .powerLoss : nil }
-            try attempt("flush", isDurable: true, change: { _ in }, { try $0.device(of: volume).flush() })
-        case 1:
-            for _ in 0..<3 where pool != nil { try write(volume, mayBeDurable: false) }
-            if pool != nil { crash("after a flush") }
-        default: break
-        }
-    }
-
-    /// Identifiers follow from the seed too, so that a history can be replayed.
-    func newID() -> String {
-        let digits = Array(
-            String(generator.next() | 1 << 63, radix: 16) + String(generator.next() | 1 << 63, radix: 16))
-        return [0..<8, 8..<12, 12..<16, 16..<20, 20..<32].map { String(digits[$0]) }.joined(separator: "-")
-    }
-
-    func newName(_ prefix: String) -> String {
-        // The name of something that was deleted may come again.
-        if names > 0, generator.chance(20), let pool, replica == nil {
-            let name = "\(prefix)\(1 + generator.below(UInt64(names)))"
-            if !pool.hasSnapshot(named: name), !pool.volumes().contains(where: { $0.name == name }) { return name }
-        }
-        names += 1
-        return "\(prefix)\(names)"
-    }
-
-    private func createVolume() throws {
-        guard model.volumes.count < 4 else { return }
-        let id = VolumeID(newID())!
-        let sizes: [UInt64] = [2 << 20, 200 << 20, 1 << 40, 64 << 40]
-        let size = sizes[Int(generator.below(4))]
-        let name = newName("v")
-        try attempt(
-            "create \(id.description.prefix(4)) \(name)", isDurable: true,
-            change: { $0.create(id, sizeBytes: size) },
-            { _ = try $0.createVolume(id: id, name: name, sizeBytes: size) })
-    }
-
-    private func deleteVolume(_ volume: VolumeID) throws {
-        guard !model.snapshots.values.contains(where: { $0.members[volume] != nil }) else {
-            #expect(throws: PoolError.self) { try pool!.deleteVolume(volume) }
-            return
-        }
-        try attempt(
-            "delete volume \(volume.description.prefix(4))", isDurable: true,
-            change: { $0.delete(volume) },
-            { try $0.deleteVolume(volume) })
-    }
-
-    func resize(_ volume: VolumeID) throws {
-        // Some end within a place that is used, in the middle of a leaf.
-        let sizes: [UInt64] = [
-            2 << 20, 129 << 20, 200 << 20, 64 << 40, 20 << 12, 258 << 12, (128 << 20) - (3 << 12),
-            (128 << 20) + (1 << 12),
-        ]
-        let size = sizes[Int(generator.below(generator.chance(50) ? 4 : 8))]
-        try attempt(
-            "resize \(volume.description.prefix(4)) to \(size)", isDurable: true,
-            change: { $0.volumes[volume]!.resize(size) },
-            { try $0.resizeVolume(volume, sizeBytes: size) })
-    }
-
-    func snapshot(_ volumes: [VolumeID]) throws {
-        guard model.snapshots.count < 8 else { return }
-        let members = volumes.filter { _ in generator.chance(60) }
-        guard !members.isEmpty else { return }
-        let id = SnapshotID(newID())!
-        let name = newName("s")
-        let attributes = [UInt8](repeating: UInt8(truncatingIfNeeded: names), count: Int(generator.below(6000)))
-        planToDieInCommit()
-        try attempt(
-            "snapshot \(id.description.prefix(4)) \(name) of \(members.count)", isDurable: true,
-            change: { $0.snapshot(members, as: id, name: name, attributes: attributes, kind: .user) },
-            { _ = try $0.createSnapshot(id: id, name: name, volumes: members, attributes: attributes) })
-    }
-
-    func pickSnapshot() -> SnapshotID? {
-        let all = model.snapshots.keys.sorted { $0.description < $1.description }
-        return all.isEmpty ? nil : all[Int(generator.below(UInt64(all.count)))]
-    }
-
-    /// Often with a crash soon after it, when what it freed is used again and nothing was synced since.
-    private func checkpoint(_ volume: VolumeID) throws {
-        try maintain()
-        guard generator.chance(50) else { return }
-        for _ in 0...generator.below(4) where pool != nil { try write(volume) }
-        if pool != nil { crash("after a checkpoint") }
-    }
-
-    func maintain() throws {
-        try attempt(
-            "maintain", isDurable: true, isInterruptible: true, change: { _ in },
-            { pool in
-                pool.core.writeBackEarly()
-                try pool.maintain()
-            })
-    }
-
-    /// Often the one that a head stands on, with writes between the steps of its reclaim.
-    private func deleteSnapshot() throws {
-        var chosen = pickSnapshot()
-        let heads = model.heads.keys.sorted { $0.description < $1.description }.filter {
-            model.heads[$0]!.parent != nil
-        }
-        var volume: VolumeID?
-        if !heads.isEmpty, generator.chance(50) {
-            volume = heads[Int(generator.below(UInt64(heads.count)))]
-            chosen = model.heads[volume!]!.parent!.snapshot
-        }
-        guard let chosen else { return }
-        try delete(chosen)
-        guard generator.chance(50) else { return }
-        for _ in 0...generator.below(3) {
-            let volumes = model.volumes.keys.sorted { $0.description < $1.description }
-            guard pool != nil, !volumes.isEmpty else { return }
-            try maintain()
-            let target = volume ?? volumes[Int(generator.below(UInt64(volumes.count)))]
-            for _ in 0..<3 where pool != nil && model.volumes[target] != nil { try write(target) }
-        }
-    }
-
-    func delete(_ id: SnapshotID) throws {
-        guard !model.origins.values.contains(id) else {
-            #expect(throws: PoolError.self) { try pool!.deleteSnapshot(id) }
-            return
-        }
-        try attempt(
-            "delete snapshot \(id.description.prefix(4))", isDurable: true, change: { $0.delete(id) },
-            { try $0.deleteSnapshot(id) })
-    }
-
-    func setAttributes() throws {
-        guard let id = pickSnapshot() else { return }
-        let attributes = [UInt8](repeating: UInt8(truncatingIfNeeded: tags), count: Int(generator.below(7000)))
-        planToDieInCommit()
-        try attempt(
-            "set attributes of \(id.description.prefix(4))", isDurable: true,
-            change: { $0.snapshots[id]!.attributes = attributes },
-            { try $0.setAttributes(of: id, attributes) })
-    }
-
-    func clone() throws {
-        guard model.volumes.count < 5, let snapshot = pickSnapshot() else { return }
-        let members = model.snapshots[snapshot]!.members
-        let source = members.keys.sorted { $0.description < $1.description }[0]
-        let id = VolumeID(newID())!
-        let name = newName("c")
-        try attempt(
-            "clone \(snapshot.description.prefix(4)) as \(id.description.prefix(4))", isDurable: true,
-            change: { $0.clone(snapshot, source, as: id) },
-            { _ = try $0.clone(snapshot: snapshot, volume: source, newID: id, name: name) })
-    }
-
-    func revert() throws {
-        guard model.snapshots.count < 10, let snapshot = pickSnapshot() else { return }
-        let members = model.snapshots[snapshot]!.members
-        let volumes = members.keys.filter { model.volumes[$0] != nil }.sorted { $0.description < $1.description }
-        guard !volumes.isEmpty else { return }
-        let kept = SnapshotID(newID())!
-        let name = newName("k")
-        try attempt(
-            "revert to \(snapshot.description.prefix(4)) keeping \(kept.description.prefix(4))", isDurable: true,
-            change: { model in
-                model.snapshot(volumes, as: kept, name: name, attributes: [], kind: .beforeRevert)
-                model.revert(volumes, to: snapshot)
-            },
-            { _ = try $0.revert(volumes: volumes, to: snapshot, keepAs: kept, keepName: name, attributes: []) })
-    }
-
-    /// What was acknowledged before a close ended is there, whether it was flushed or not.
-    private func reopen() throws {
-        try attempt("close", isDurable: true, isInterruptible: true, change: { _ in }, { try $0.close() })
-        guard pool != nil else { return }
-        history = [model]
-        setPlan(nil)
-        pool = nil
-        try recover()
     }
 }

@@ -283,6 +283,31 @@ struct VolatileLogTests {
         #expect(counts == Set(0...5))
     }
 
+    /// As when a change found no room, the next one went into the other file, and the process was killed before the
+    /// first was durable.
+    static func gap(plantedBug: PlantedBug?) throws -> [Bool] {
+        let tests = VolatileLogTests()
+        let disk = SimulatedDisk(seed: 1)
+        let log = SimulatedLog()
+        try tests.abandoned(disk, log, writes: 6)
+        let file = log.files[0].count > log.files[1].count ? 0 : 1
+        let bytes = log.files[file]
+        let entries = VolatileLogEntry.run(bytes)
+        try #require(entries.count == 6)
+        var files = [0, 1].map { _ in Array(bytes[..<VolatileLogHeader.lengthBytes]) }
+        for (index, entry) in entries.enumerated() where index != 3 { files[index < 3 ? 0 : 1] += entry.encoded() }
+        var options = tests.options(SimulatedLog(files: files))
+        options.plantedBug = plantedBug
+        let pool = try Pool.open(on: disk.handedOver(), options: options)
+        let device = try pool.device(of: tests.volume)
+        return try (0..<6).map { try device.read(4096, at: UInt64($0) * 4096) == pattern(UInt64($0 + 1)) }
+    }
+
+    @Test("the replay ends where a change is missing, though later ones are there")
+    func gap() throws {
+        #expect(try Self.gap(plantedBug: nil) == [true, true, true, false, false, false])
+    }
+
     @Test("garbage in the log is never replayed as something else")
     func garbage() throws {
         let disk = SimulatedDisk(seed: 1)

@@ -26,6 +26,25 @@ public final class SimulatedDisk: StorageFile {
         case misdirect(block: UInt64)
     }
 
+    /// What the disk did so far besides what it was asked for; kept over crashes.
+    public struct Effects: Sendable, Equatable {
+        /// By crashes: writes that were not synced and are gone, or are there in part; a write that is gone though a
+        /// later one is there.
+        public var dropped = 0
+        public var torn = 0
+        public var reordered = 0
+        /// By plans.
+        public var readErrors = 0
+        public var writeErrors = 0
+        public var outOfSpace = 0
+        public var failedSyncs = 0
+        public var lostWrites = 0
+        public var misdirectedWrites = 0
+        public var rottenBlocks = 0
+        /// Blocks that may hold something else than was written to them, without any call having failed.
+        public var spoiled: Set<UInt64> = []
+    }
+
     private enum Change {
         case write(offset: UInt64, bytes: [UInt8])
         case punch(offset: UInt64, lengthBytes: UInt64)
@@ -58,7 +77,14 @@ public final class SimulatedDisk: StorageFile {
         var bytesWritten: UInt64 = 0
         var plan: (@Sendable (UInt64, Call) -> Fault?)?
         var interruption: (@Sendable () -> Void)?
+        var effects = Effects()
         var generator: SeededGenerator
+
+        mutating func spoil(_ offset: UInt64, _ lengthBytes: Int) {
+            let blockBytes = UInt64(SimulatedDisk.blockBytes)
+            let end = (offset + UInt64(lengthBytes) + blockBytes - 1) / blockBytes
+            for block in (offset / blockBytes)..<end { effects.spoiled.insert(block) }
+        }
     }
 
     private let state: Mutex<State>
@@ -76,7 +102,7 @@ public final class SimulatedDisk: StorageFile {
 
     private init(
         durable: [UInt64: [UInt8]], live: [UInt64: [UInt8]]? = nil, pending: [Change] = [], sizeBytes: UInt64,
-        backed: Set<UInt64>, seed: UInt64, like other: SimulatedDisk
+        backed: Set<UInt64>, effects: Effects, seed: UInt64, like other: SimulatedDisk
     ) {
         var initial = State(generator: SeededGenerator(seed: seed))
         initial.durable = durable
@@ -84,6 +110,7 @@ public final class SimulatedDisk: StorageFile {
         initial.pending = pending
         initial.sizeBytes = sizeBytes
         initial.backed = backed
+        initial.effects = effects
         state = Mutex(initial)
         capacityBlocks = other.capacityBlocks
         canGrow = other.canGrow
@@ -106,7 +133,12 @@ public final class SimulatedDisk: StorageFile {
 
     private func interrupt() { state.withLock { $0.interruption }?() }
 
+    public var effects: Effects { state.withLock { $0.effects } }
+
     public var isDead: Bool { state.withLock { $0.isDead } }
+
+    /// The process ends here: no later call does anything.
+    public func kill() { state.withLock { $0.isDead = true } }
 
     /// Blocks that occupy storage.
     public var backedBlocks: Int { state.withLock { $0.backed.count } }
@@ -118,11 +150,20 @@ public final class SimulatedDisk: StorageFile {
             var generator = state.generator
             var image = state.durable
             let keepsMost = generator.chance(50)
-            for change in state.pending where generator.chance(keepsMost ? 80 : 30) {
-                Self.apply(change, to: &image, tearing: &generator)
+            var effects = state.effects
+            var hasDropped = false
+            for change in state.pending {
+                if generator.chance(keepsMost ? 80 : 30) {
+                    if Self.apply(change, to: &image, tearing: &generator) { effects.torn += 1 }
+                    if hasDropped { effects.reordered += 1 }
+                } else {
+                    effects.dropped += 1
+                    hasDropped = true
+                }
             }
             return SimulatedDisk(
-                durable: image, sizeBytes: state.sizeBytes, backed: state.backed, seed: generator.next(), like: self)
+                durable: image, sizeBytes: state.sizeBytes, backed: state.backed, effects: effects,
+                seed: generator.next(), like: self)
         }
     }
 
@@ -139,7 +180,7 @@ public final class SimulatedDisk: StorageFile {
             }
             let disk = SimulatedDisk(
                 durable: state.durable, live: state.live, pending: pending, sizeBytes: state.sizeBytes,
-                backed: state.backed, seed: generator.next(), like: self)
+                backed: state.backed, effects: state.effects, seed: generator.next(), like: self)
             disk.state.withLock { $0.falselyClean = state.falselyClean }
             return disk
         }
@@ -149,13 +190,16 @@ public final class SimulatedDisk: StorageFile {
     public func copy() -> SimulatedDisk {
         state.withLock { state in
             SimulatedDisk(
-                durable: state.live, sizeBytes: state.sizeBytes, backed: state.backed, seed: 1, like: self)
+                durable: state.live, sizeBytes: state.sizeBytes, backed: state.backed, effects: state.effects, seed: 1,
+                like: self)
         }
     }
 
     /// Changes one bit of a block, on the medium and in what later reads see.
     public func rot(block: UInt64, bit: Int) {
         state.withLock { state in
+            state.effects.rottenBlocks += 1
+            state.effects.spoiled.insert(block)
             for path in [\State.durable, \State.live] {
                 var bytes = state[keyPath: path][block] ?? [UInt8](repeating: 0, count: Self.blockBytes)
                 bytes[bit / 8] ^= 1 << UInt8(bit % 8)
@@ -185,7 +229,13 @@ public final class SimulatedDisk: StorageFile {
         state.calls += 1
         let fault = state.plan?(state.calls, call)
         switch fault {
-        case .fail(let errno): throw StorageError(errno: errno)
+        case .fail(let errno):
+            switch call {
+            case .read: state.effects.readErrors += 1
+            case .sync: state.effects.failedSyncs += 1
+            default: if errno == 28 { state.effects.outOfSpace += 1 } else { state.effects.writeErrors += 1 }
+            }
+            throw StorageError(errno: errno)
         case .powerLoss where call == .sync:
             state.isDead = true
             throw StorageError(errno: 5)
@@ -245,8 +295,14 @@ public final class SimulatedDisk: StorageFile {
         try state.withLock { state throws(StorageError) in
             var offset = offset
             switch try begin(.write(block: offset / UInt64(Self.blockBytes)), &state) {
-            case .lost: return
-            case .misdirect(let block): offset = block * UInt64(Self.blockBytes)
+            case .lost:
+                state.effects.lostWrites += 1
+                return state.spoil(offset, buffer.count)
+            case .misdirect(let block):
+                state.effects.misdirectedWrites += 1
+                state.spoil(offset, buffer.count)
+                offset = block * UInt64(Self.blockBytes)
+                state.spoil(offset, buffer.count)
             case .powerLoss:
                 let change = Change.write(offset: offset, bytes: Array(buffer))
                 state.pending.append(change)
@@ -347,7 +403,10 @@ public final class SimulatedDisk: StorageFile {
         let blocks = (offset / blockBytes)..<((offset + lengthBytes + blockBytes - 1) / blockBytes)
         if capacityBlocks != Int.max {
             let missing = blocks.filter { !state.backed.contains($0) }
-            guard state.backed.count + missing.count <= capacityBlocks else { throw StorageError(errno: 28) }
+            guard state.backed.count + missing.count <= capacityBlocks else {
+                state.effects.outOfSpace += 1
+                throw StorageError(errno: 28)
+            }
             state.backed.formUnion(missing)
         } else {
             state.backed.formUnion(blocks)
@@ -364,16 +423,19 @@ public final class SimulatedDisk: StorageFile {
         }
     }
 
-    /// Applies a change as a crash does: whole, or some of its sectors.
+    /// Applies a change as a crash does: whole, or some of its sectors. True for the latter.
+    @discardableResult
     private static func apply(
         _ change: Change, to image: inout [UInt64: [UInt8]], tearing generator: inout SeededGenerator
-    ) {
+    ) -> Bool {
         guard case .write(let offset, let bytes) = change, generator.chance(30) else {
-            return apply(change, to: &image)
+            apply(change, to: &image)
+            return false
         }
         for at in stride(from: 0, to: bytes.count, by: 512) where generator.chance(50) {
             put(bytes[at..<min(at + 512, bytes.count)], at: offset + UInt64(at), into: &image)
         }
+        return true
     }
 
     private static func put(_ bytes: ArraySlice<UInt8>, at offset: UInt64, into image: inout [UInt64: [UInt8]]) {

@@ -477,6 +477,8 @@ struct PoolWalk: ~Copyable {
         for layer in dataset.layers {
             if let recent = layer.lookup(logical) { return recent.block == block }
         }
+        // Before its cursor a map that is being reclaimed has no pages any more: others are at their places.
+        if dataset.role == .doomed, logical < dataset.cursor { return false }
         guard let leaf = try? core.leaf(root: dataset.root.pointer, block: logical) else { return false }
         return leaf[entry: Int(logical % Format.leafEntries)].block == block
     }

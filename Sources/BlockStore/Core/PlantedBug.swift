@@ -79,6 +79,14 @@ enum PlantedBug: String, CaseIterable, Sendable {
     case readersNotAwaited
     /// The volatile log goes on in the same file when a commit begins.
     case logNotTurned
+    /// The checksum of a volatile log's entry is not compared.
+    case logTornAccepted
+    /// A volatile log of another run of the machine is replayed.
+    case logBootIgnored
+    /// A volatile log of an earlier session is replayed.
+    case logSessionIgnored
+    /// The replay of a volatile log goes on behind a gap.
+    case logGapAccepted
     /// A checkpoint takes a map page that it cannot read for an empty one.
     case lostPageIsEmpty
     /// Reclaim takes a successor's page that it cannot read for an empty one.

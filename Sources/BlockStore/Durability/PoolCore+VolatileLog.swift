@@ -80,8 +80,11 @@ extension PoolCore {
         var found: [VolatileLogEntry] = []
         for file in 0..<2 {
             let bytes = storage.contents(ofFile: file)
-            guard VolatileLogHeader.decode(bytes[...]) == header else { continue }
-            found.append(contentsOf: VolatileLogEntry.run(bytes))
+            guard var head = VolatileLogHeader.decode(bytes[...]) else { continue }
+            if hasBug(.logBootIgnored) { head.bootID = header.bootID }
+            if hasBug(.logSessionIgnored) { head.session = header.session }
+            guard head == header else { continue }
+            found.append(contentsOf: VolatileLogEntry.run(bytes, acceptsTorn: hasBug(.logTornAccepted)))
         }
         if !hasBug(.logRepeatsJournal) { found.removeAll { $0.sequence < journalEnd.sequence } }
         found.sort { $0.number < $1.number }
@@ -89,7 +92,7 @@ extension PoolCore {
             first.sequence == journalEnd.sequence || hasBug(.logRepeatsJournal)
         else { return [] }
         var count = 1
-        while count < found.count, found[count].follows(found[count - 1]) { count += 1 }
+        while count < found.count, found[count].follows(found[count - 1]) || hasBug(.logGapAccepted) { count += 1 }
         return Array(found[..<count])
     }
 

@@ -81,7 +81,7 @@ struct VolatileLogEntry: Equatable {
     }
 
     /// The entry at the beginning of `bytes`; nil when there is no whole one.
-    static func decode(_ bytes: ArraySlice<UInt8>) -> VolatileLogEntry? {
+    static func decode(_ bytes: ArraySlice<UInt8>, acceptsTorn: Bool = false) -> VolatileLogEntry? {
         var reader = ByteReader(bytes)
         do {
             guard try reader.get(UInt32.self) == magic else { return nil }
@@ -93,7 +93,7 @@ struct VolatileLogEntry: Equatable {
             let crc: UInt32 = try reader.get()
             var copy = Array(bytes.prefix(headerBytes + length))
             for index in 28..<32 { copy[index] = 0 }
-            guard copy.withUnsafeBytes({ CRC32C.checksum($0) }) == crc else { return nil }
+            guard copy.withUnsafeBytes({ CRC32C.checksum($0) }) == crc || acceptsTorn else { return nil }
             return VolatileLogEntry(
                 sequence: sequence, number: number, offset: offset, records: Array(copy[headerBytes...]))
         } catch {
@@ -110,10 +110,10 @@ struct VolatileLogEntry: Equatable {
 
     /// The entries of one file behind its header, as far as each follows the one before. What lies behind them is torn,
     /// or left over from an earlier use of the file.
-    static func run(_ file: [UInt8]) -> [VolatileLogEntry] {
+    static func run(_ file: [UInt8], acceptsTorn: Bool = false) -> [VolatileLogEntry] {
         var entries: [VolatileLogEntry] = []
         var at = VolatileLogHeader.lengthBytes
-        while at < file.count, let entry = decode(file[at...]) {
+        while at < file.count, let entry = decode(file[at...], acceptsTorn: acceptsTorn) {
             if let last = entries.last, !entry.follows(last) { break }
             entries.append(entry)
             at += headerBytes + entry.records.count
