@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 swift=${SWIFT:-swift}
 test=../scripts/test.py
-tests='SimulationTests|PlantedBugTests'
+tests='SimulationTests|ReplayTests|PlantedBugTests'
 for name in SEED SEEDS FIRST_SEED; do
     if ! [[ ${!name:-0} =~ ^[0-9]{1,20}$ ]]; then
         echo "$name=${!name} is not a number from 0 to 18446744073709551615" >&2

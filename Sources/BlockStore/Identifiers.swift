@@ -3,11 +3,10 @@ struct ObjectID: Hashable, Sendable {
     let high: UInt64
     let low: UInt64
 
-    static func random() -> ObjectID {
-        var generator = SystemRandomNumberGenerator()
+    static func random(from source: Surroundings = Surroundings()) -> ObjectID {
         // RFC 9562 version 4: random apart from version and variant.
-        let high = (generator.next() & 0xffff_ffff_ffff_0fff) | 0x4000
-        let low = (generator.next() & 0x3fff_ffff_ffff_ffff) | 0x8000_0000_0000_0000
+        let high = (source.random() & 0xffff_ffff_ffff_0fff) | 0x4000
+        let low = (source.random() & 0x3fff_ffff_ffff_ffff) | 0x8000_0000_0000_0000
         return ObjectID(high: high, low: low)
     }
 
@@ -95,9 +94,8 @@ public struct NAA: Hashable, Sendable, CustomStringConvertible {
         value = ObjectID(high: words.high, low: words.low)
     }
 
-    static func random() -> NAA {
-        var generator = SystemRandomNumberGenerator()
-        return NAA(ObjectID(high: 0x65a5_3500_0000_0000 | (generator.next() >> 28), low: generator.next()))
+    static func random(from source: Surroundings = Surroundings()) -> NAA {
+        NAA(ObjectID(high: 0x65a5_3500_0000_0000 | (source.random() >> 28), low: source.random()))
     }
 
     /// 32 lower-case hexadecimal digits.

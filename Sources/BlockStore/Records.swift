@@ -163,6 +163,8 @@ public struct PoolOptions: Sendable {
     var reusesBlocksFirst = false
     /// In place of the directory: for tests.
     var volatileLogStorage: (any VolatileLogStorage)?
+    /// The clock and the random numbers, others for tests.
+    var surroundings = Surroundings()
     /// Switched on by tests only.
     var plantedBug: PlantedBug?
 

@@ -31,10 +31,12 @@ struct MapRotHistory {
     private var tag: UInt64 = 1
 
     private let plantedBug: PlantedBug?
+    private let surroundings: Surroundings
 
     private func options() -> PoolOptions {
         var options = PoolOptions.small()
         options.plantedBug = plantedBug
+        options.surroundings = surroundings
         options.cacheBytes = 64 << 10
         options.reclaimPagesPerPass = 5
         return options
@@ -43,12 +45,14 @@ struct MapRotHistory {
     init(seed: UInt64, plantedBug: PlantedBug? = nil) {
         self.plantedBug = plantedBug
         generator = SeededGenerator(seed: seed)
+        surroundings = .seeded(seed)
         disk = SimulatedDisk(seed: seed)
         do {
             var options = PoolOptions.small()
             options.cacheBytes = 64 << 10
             options.reclaimPagesPerPass = 5
             options.plantedBug = plantedBug
+            options.surroundings = surroundings
             pool = try Pool.create(on: disk, options: options)
         } catch {
             preconditionFailure("\(error)")
@@ -57,21 +61,21 @@ struct MapRotHistory {
 
     mutating func run() throws {
         for index in 0..<3 {
-            let id = VolumeID.random()
+            let id = VolumeID(.random(from: surroundings))
             _ = try pool.createVolume(id: id, name: "v\(index)", sizeBytes: Self.sizeBytes)
             volumes[id] = Content()
         }
         for _ in 0..<160 { try step() }
         try reopen()
         try checkAll()
-        for id in snapshots.keys { try pool.deleteSnapshot(id) }
+        for id in snapshots.keys.sorted(by: { $0.description < $1.description }) { try pool.deleteSnapshot(id) }
         snapshots = [:]
         for _ in 0..<400 where pool.statistics.reclaimsPending > 0 { try pool.maintain() }
         #expect(pool.statistics.reclaimsPending == 0)
         try checkAll()
         #expect(pool.statistics.state == .healthy)
         // What was overwritten whole is sound again.
-        for id in volumes.keys { try pool.device(of: id).unmap(at: 0, lengthBytes: Self.sizeBytes) }
+        for id in sortedVolumes { try pool.device(of: id).unmap(at: 0, lengthBytes: Self.sizeBytes) }
         repeat { try pool.maintain() } while pool.statistics.reclaimsPending > 0
         var report = PoolChecker.check(pool)
         // A page that no checkpoint had to read is still wrong.
@@ -84,8 +88,10 @@ struct MapRotHistory {
         try pool.close()
     }
 
+    private var sortedVolumes: [VolumeID] { volumes.keys.sorted { $0.description < $1.description } }
+
     private mutating func step() throws {
-        let ids = volumes.keys.sorted { $0.description < $1.description }
+        let ids = sortedVolumes
         let id = ids[Int(generator.below(UInt64(ids.count)))]
         switch generator.below(100) {
         case 0..<50: try write(id)
@@ -129,14 +135,15 @@ struct MapRotHistory {
 
     private mutating func cut(_ ids: [VolumeID]) throws {
         let snapshot = try pool.createSnapshot(
-            id: .random(), name: "s\(tag).\(snapshots.count)", volumes: ids, attributes: [])
+            id: SnapshotID(.random(from: surroundings)), name: "s\(tag).\(snapshots.count)", volumes: ids,
+            attributes: [])
         snapshots[snapshot.id] = volumes
         tag += 1
     }
 
     /// The process is killed: what the maps' caches had is gone.
     private mutating func reopen() throws {
-        for id in volumes.keys { try pool.device(of: id).flush() }
+        for id in sortedVolumes { try pool.device(of: id).flush() }
         pool.core.monitor.withLock { pool.core.forgetObjects() }
         disk = disk.handedOver()
         pool = try Pool.open(on: disk, options: options())

@@ -87,7 +87,7 @@ struct SimulationTests {
         let lines = simulator.log.enumerated().map { "\($0.offset + 1)  \($0.element)" }
         say(
             "The history of seed \(seed), \(mode.rawValue):\n" + lines.joined(separator: "\n")
-                + "\n\(mode.rawValue): \(outcome)")
+                + "\n\(mode.rawValue): \(outcome) (trace \(String(simulator.trace, radix: 16)))")
     }
 
     private static func text(of error: any Error, _ simulator: Simulator) -> String {

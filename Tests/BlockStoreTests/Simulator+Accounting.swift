@@ -45,9 +45,14 @@ extension Simulator {
 
     /// Which blocks are mapped, of each volume and of a snapshot.
     func checkProvisioning(_ pool: Pool) throws {
-        for (id, content) in model.volumes { try checkProvisioning(try pool.device(of: id), content) }
-        guard let id = pickSnapshot(), let (volume, content) = model.snapshots[id]!.members.first else { return }
+        for (id, content) in Self.sorted(model.volumes) { try checkProvisioning(try pool.device(of: id), content) }
+        guard let id = pickSnapshot(), let (volume, content) = Self.sorted(model.snapshots[id]!.members).first
+        else { return }
         try checkProvisioning(try pool.device(of: id, volume: volume), content)
+    }
+
+    private static func sorted<Content>(_ volumes: [VolumeID: Content]) -> [(key: VolumeID, value: Content)] {
+        volumes.sorted { $0.key.description < $1.key.description }
     }
 
     private func checkProvisioning(_ device: any BlockDevice, _ content: VolumeModel) throws {

@@ -171,7 +171,7 @@ extension Simulator {
             throw fail("another snapshot was received than was sent")
         }
         replica.snapshots[id] = expected
-        for (known, contents) in replica.snapshots {
+        for (known, contents) in replica.snapshots.sorted(by: { $0.key.description < $1.key.description }) {
             guard let found = replica.pool.snapshots().first(where: { $0.id == known }) else {
                 throw fail("a received snapshot is gone")
             }
@@ -217,7 +217,7 @@ extension Simulator {
             if !replica.pool.receives().isEmpty { try replica.pool.abortReceive(id) }
         }
         _ = try replica.pool.revert(
-            volumes: [volume], to: from, keepAs: .random(), keepName: newName("k"), attributes: [])
+            volumes: [volume], to: from, keepAs: SnapshotID(newObjectID()), keepName: newName("k"), attributes: [])
         for snapshot in replica.pool.snapshots() where snapshot.kind == .beforeRevert {
             if replica.snapshots[snapshot.id] == nil { try replica.pool.deleteSnapshot(snapshot.id) }
         }

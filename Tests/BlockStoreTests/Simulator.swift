@@ -31,6 +31,7 @@ final class Simulator {
     }
 
     private let seed: UInt64
+    private let surroundings: Surroundings
     let options: Options
     var generator: SeededGenerator
     var disk: SimulatedDisk
@@ -93,6 +94,7 @@ final class Simulator {
     init(seed: UInt64, options: Options = Options()) {
         self.seed = seed
         self.options = options
+        surroundings = .seeded(seed)
         generator = SeededGenerator(seed: seed)
         let hasLimit = generator.chance(30)
         isTight = hasLimit
@@ -148,6 +150,7 @@ final class Simulator {
         options.inlineFrees = reclaimPages % 2 == 0 ? 0 : 64
         options.reusesBlocksFirst = reusesBlocksFirst
         options.earlyWritebackBlocks = writesBackEarly ? 8 : .max
+        options.surroundings = surroundings
         options.plantedBug = self.options.plantedBug
         options.leastRegionBlocks = hasSmallRegions ? 64 : 256
         options.walkPagesPerStep = walkPages
@@ -181,6 +184,13 @@ final class Simulator {
 
     func fail(_ text: String) -> Failure {
         Failure(description: "seed \(seed): \(text)\n  " + log.suffix(40).joined(separator: "\n  "))
+    }
+
+    /// A digest of all that was done, and of all calls that reached a disk.
+    var trace: UInt64 {
+        var trace = disk.trace ^ (replica?.disk.trace ?? 0)
+        for line in log { for byte in line.utf8 { trace = (trace ^ UInt64(byte)) &* 0x100_0000_01b3 } }
+        return trace
     }
 
     // MARK: Crashing
@@ -361,10 +371,10 @@ final class Simulator {
         }
         compare("volumes", Set(found.volumes.keys), Set(expected.volumes.keys))
         compare("snapshots", Set(found.snapshots.keys), Set(expected.snapshots.keys))
-        for (id, volume) in found.volumes {
+        for (id, volume) in found.volumes.sorted(by: { name($0.key) < name($1.key) }) {
             if let other = expected.volumes[id] { add("volume \(name(id))", volume, other) }
         }
-        for (id, snapshot) in found.snapshots {
+        for (id, snapshot) in found.snapshots.sorted(by: { name($0.key) < name($1.key) }) {
             guard let other = expected.snapshots[id] else { continue }
             compare("members of \(name(id))", Set(snapshot.members.keys), Set(other.members.keys))
             for (member, volume) in snapshot.members {

@@ -79,6 +79,13 @@ public final class SimulatedDisk: StorageFile {
         var interruption: (@Sendable () -> Void)?
         var effects = Effects()
         var generator: SeededGenerator
+        var trace: UInt64 = 0
+
+        /// Mixes a number into `trace`.
+        mutating func note(_ number: UInt64) {
+            trace = (trace ^ number) &* 0x9e37_79b9_7f4a_7c15
+            trace ^= trace >> 29
+        }
 
         mutating func spoil(_ offset: UInt64, _ lengthBytes: Int) {
             let blockBytes = UInt64(SimulatedDisk.blockBytes)
@@ -102,7 +109,7 @@ public final class SimulatedDisk: StorageFile {
 
     private init(
         durable: [UInt64: [UInt8]], live: [UInt64: [UInt8]]? = nil, pending: [Change] = [], sizeBytes: UInt64,
-        backed: Set<UInt64>, effects: Effects, seed: UInt64, like other: SimulatedDisk
+        backed: Set<UInt64>, effects: Effects, seed: UInt64, trace: UInt64, like other: SimulatedDisk
     ) {
         var initial = State(generator: SeededGenerator(seed: seed))
         initial.durable = durable
@@ -111,6 +118,7 @@ public final class SimulatedDisk: StorageFile {
         initial.sizeBytes = sizeBytes
         initial.backed = backed
         initial.effects = effects
+        initial.trace = trace
         state = Mutex(initial)
         capacityBlocks = other.capacityBlocks
         canGrow = other.canGrow
@@ -120,6 +128,9 @@ public final class SimulatedDisk: StorageFile {
 
     /// Calls so far.
     public var callCount: UInt64 { state.withLock { $0.calls } }
+
+    /// A digest of all calls so far, over crashes, and of what they wrote.
+    public var trace: UInt64 { state.withLock { $0.trace } }
 
     /// Bytes that were written behind the superblock's copies, by calls that succeeded.
     public var bytesWritten: UInt64 { state.withLock { $0.bytesWritten } }
@@ -163,7 +174,7 @@ public final class SimulatedDisk: StorageFile {
             }
             return SimulatedDisk(
                 durable: image, sizeBytes: state.sizeBytes, backed: state.backed, effects: effects,
-                seed: generator.next(), like: self)
+                seed: generator.next(), trace: state.trace, like: self)
         }
     }
 
@@ -180,7 +191,8 @@ public final class SimulatedDisk: StorageFile {
             }
             let disk = SimulatedDisk(
                 durable: state.durable, live: state.live, pending: pending, sizeBytes: state.sizeBytes,
-                backed: state.backed, effects: state.effects, seed: generator.next(), like: self)
+                backed: state.backed, effects: state.effects, seed: generator.next(), trace: state.trace,
+                like: self)
             disk.state.withLock { $0.falselyClean = state.falselyClean }
             return disk
         }
@@ -191,7 +203,7 @@ public final class SimulatedDisk: StorageFile {
         state.withLock { state in
             SimulatedDisk(
                 durable: state.live, sizeBytes: state.sizeBytes, backed: state.backed, effects: state.effects, seed: 1,
-                like: self)
+                trace: state.trace, like: self)
         }
     }
 
@@ -227,6 +239,13 @@ public final class SimulatedDisk: StorageFile {
     private func begin(_ call: Call, _ state: inout State) throws(StorageError) -> Fault? {
         guard !state.isDead else { throw StorageError(errno: 5) }
         state.calls += 1
+        switch call {
+        case .read(let block): state.note(block << 3)
+        case .write(let block): state.note(block << 3 | 1)
+        case .sync: state.note(2)
+        case .punch: state.note(3)
+        case .allocate: state.note(4)
+        }
         let fault = state.plan?(state.calls, call)
         switch fault {
         case .fail(let errno):
@@ -294,6 +313,7 @@ public final class SimulatedDisk: StorageFile {
         interrupt()
         try state.withLock { state throws(StorageError) in
             var offset = offset
+            state.note(UInt64(CRC32C.checksum(buffer)))
             switch try begin(.write(block: offset / UInt64(Self.blockBytes)), &state) {
             case .lost:
                 state.effects.lostWrites += 1

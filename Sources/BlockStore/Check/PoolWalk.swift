@@ -127,10 +127,13 @@ struct PoolWalk: ~Copyable {
         mappedIn[dataset.number] = found.mappedBlocks
     }
 
+    /// In an order that does not change from run to run.
+    private var datasets: [Dataset] { core.datasets.values.sorted { $0.number < $1.number } }
+
     /// A dataset's sum also has what was detached from its map and is not reclaimed yet.
     private mutating func checkSums() {
         guard !hasLoss, !hasLosses else { return }
-        for dataset in core.datasets.values where dataset.role != .doomed || dataset.cursor == 0 {
+        for dataset in datasets where dataset.role != .doomed || dataset.cursor == 0 {
             guard dataset.root.mappedBlocks != MapRoot.uncounted, var mapped = mappedIn[dataset.number] else {
                 continue
             }
@@ -233,7 +236,7 @@ struct PoolWalk: ~Copyable {
         var streams: [(String, NodePointer, UInt64)] = [
             ("the catalog", core.superblock.catalogRoot, core.superblock.catalogBytes)
         ]
-        for snapshot in core.snapshots.values {
+        for snapshot in core.snapshots.values.sorted(by: { ($0.epoch, $0.name) < ($1.epoch, $1.name) }) {
             streams.append(
                 ("the attributes of \(snapshot.name)", snapshot.attributesRoot, snapshot.attributeBytes))
         }
@@ -304,7 +307,7 @@ struct PoolWalk: ~Copyable {
         var seen: Set<UInt64> = []
         var entries = 0
         var pages: UInt64 = 0
-        for dataset in core.datasets.values {
+        for dataset in datasets {
             for layer in dataset.layers where seen.insert(layer.number).inserted {
                 entries += layer.count
                 pages += layer.accountedPages

@@ -223,7 +223,8 @@ public final class Scrub: @unchecked Sendable {
         }
         visitStream(catalog.0, lengthBytes: catalog.1)
         core.exitRead(catalog.2)
-        for id in core.monitor.withLock({ Array(core.snapshots.keys) }) {
+        let snapshots = core.monitor.withLock { core.snapshots.values.map { (id: $0.id, epoch: $0.epoch) } }
+        for (id, _) in snapshots.sorted(by: { $0.epoch < $1.epoch }) {
             let (root, lengthBytes, phase) = core.monitor.withLock {
                 let snapshot = core.snapshots[id]
                 return (

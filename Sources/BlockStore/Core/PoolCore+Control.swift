@@ -37,8 +37,8 @@ extension PoolCore {
 
     func volumeSeed(id: VolumeID, name: String, sizeBytes: UInt64) -> VolumeSeed {
         VolumeSeed(
-            number: nextVolume, dataset: nextDataset, id: id, name: name, naa: .random(), sizeBytes: sizeBytes,
-            createdAt: unixNanoseconds())
+            number: nextVolume, dataset: nextDataset, id: id, name: name, naa: .random(from: options.surroundings),
+            sizeBytes: sizeBytes, createdAt: options.surroundings.now())
     }
 
     func snapshotSeed(
@@ -55,7 +55,8 @@ extension PoolCore {
                 SnapshotSeed.Member(volume: try self.volume(volume).number, dataset: nextDataset + UInt64(index)))
         }
         return SnapshotSeed(
-            id: id, name: name, createdAt: unixNanoseconds(), kind: kind, members: members, attributes: attributes)
+            id: id, name: name, createdAt: options.surroundings.now(), kind: kind, members: members,
+            attributes: attributes)
     }
 
     /// Runs `body` with the lock held, when the next checkpoint has room for what it adds.
@@ -290,6 +291,8 @@ extension PoolCore {
             // They refer back to it.
             dataset.layers = []
         }
+        // The tables know them, and they the tables.
+        tables.unwritten = [:]
         volumes = [:]
         volumeNumbers = [:]
         snapshots = [:]

@@ -85,7 +85,8 @@ final class Checkpoint {
         for volume in core.volumes.values.sorted(by: { $0.number < $1.number }) where !volume.head.layers[0].isEmpty {
             core.pushLayer(volume.head)
         }
-        for dataset in core.tables.layered.values {
+        // Holes take numbers of datasets, which are to follow from what was done.
+        for dataset in core.tables.layered.values.sorted(by: { $0.number < $1.number }) {
             let frozen = dataset.role == .head ? dataset.layers.dropFirst() : dataset.layers[...]
             tops[dataset.number] = frozen.first
             for layer in frozen where seen.insert(layer.number).inserted {
@@ -466,8 +467,9 @@ final class Checkpoint {
     }
 
     private func publishAttributes() {
-        for (id, written) in writtenAttributes {
-            if let snapshot = core.snapshots[id], snapshot.attributesVersion == written.version {
+        for attribute in attributesToWrite {
+            guard let written = writtenAttributes[attribute.id] else { continue }
+            if let snapshot = core.snapshots[attribute.id], snapshot.attributesVersion == written.version {
                 snapshot.attributesWritten(to: written.root)
                 if core.tables.attributeBytes > core.options.attributeCacheBytes { snapshot.forgetAttributes() }
             } else {

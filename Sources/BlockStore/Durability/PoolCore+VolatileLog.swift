@@ -43,8 +43,7 @@ extension PoolCore {
         // The journal had room for all of it when it was acknowledged.
         if statistics.recordsFromVolatileLog > 0 { try commit(through: lastRecord, whenFull: .proceed) }
         // From here on the old files are obsolete, and the next entries belong to another session.
-        var generator = SystemRandomNumberGenerator()
-        let session = generator.next() | 1
+        let session = options.surroundings.random() | 1
         try beginSession(session)
         volatileLog = VolatileLog(
             storage: storage,

@@ -15,11 +15,12 @@ extension PoolCore {
         guard totalBlocks >= reserved + 4 * regionBlocks, totalBlocks <= 1 << 40 else {
             throw .invalidSize(wanted)
         }
-        var generator = SystemRandomNumberGenerator()
+        let surroundings = options.surroundings
         var superblock = Superblock(
-            poolID: .random(), digestKey: (generator.next(), generator.next()), totalBlocks: totalBlocks,
+            poolID: .random(from: surroundings), digestKey: (surroundings.random(), surroundings.random()),
+            totalBlocks: totalBlocks,
             regionBlocks: regionBlocks, journalBytes: options.journalBytes)
-        superblock.createdAt = unixNanoseconds()
+        superblock.createdAt = surroundings.now()
         do {
             let end = (reserved + regionBlocks - 1) / regionBlocks * regionBlocks
             try file.allocate(at: 0, lengthBytes: end * blockBytes)

@@ -19,6 +19,16 @@ struct SpacePlan {
         var children: [UInt64]
         var cursor: UInt64
 
+        /// An order of all terms, so that answers are found in the same way each time.
+        static func comesBefore(_ left: Term, _ right: Term) -> Bool {
+            let (first, second) = (left.place, right.place)
+            return first == second ? left.successors.lexicographicallyPrecedes(right.successors) : first < second
+        }
+
+        private var place: (UInt64, UInt64, UInt64, UInt64) {
+            (dataset, range.lowerBound, range.upperBound, floorEpoch)
+        }
+
         /// Nil when the tree has changed. Called with the lock held.
         func roots(in core: PoolCore) -> (NodePointer, [NodePointer])? {
             guard let own = core.datasets[dataset], own.parent?.number ?? 0 == parent, own.cursor == cursor,
@@ -60,7 +70,7 @@ struct SpacePlan {
             term.freedFactor = factors.freed
             terms.append(term)
         }
-        terms.sort { ($0.dataset, $0.range.lowerBound) < ($1.dataset, $1.range.lowerBound) }
+        terms.sort(by: Term.comesBefore)
     }
 }
 

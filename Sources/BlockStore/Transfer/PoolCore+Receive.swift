@@ -132,6 +132,7 @@ extension PoolCore {
         guard !snapshots.values.contains(where: { $0.name == name }),
             !receives.values.contains(where: { $0.name == name })
         else { throw .exists("snapshot \(name)") }
+        let surroundings = self.options.surroundings
         var members: [Receive.Member] = []
         var stagings: [ReceiveSeed.Staging] = []
         for (index, described) in begin.members.enumerated() {
@@ -152,9 +153,10 @@ extension PoolCore {
             stagings.append(
                 ReceiveSeed.Staging(
                     volume: VolumeSeed(
-                        number: number, dataset: nextDataset + UInt64(index), id: .random(),
-                        name: "receive:\(begin.snapshot):\(index)", naa: .random(), sizeBytes: described.sizeBytes,
-                        createdAt: unixNanoseconds()),
+                        number: number, dataset: nextDataset + UInt64(index),
+                        id: VolumeID(.random(from: surroundings)), name: "receive:\(begin.snapshot):\(index)",
+                        naa: .random(from: surroundings), sizeBytes: described.sizeBytes,
+                        createdAt: surroundings.now()),
                     base: base.flatMap { base in
                         begin.from.map { CloneOrigin(snapshot: $0, volume: base.volume) }
                     }))
