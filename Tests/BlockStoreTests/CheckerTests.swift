@@ -177,6 +177,52 @@ struct CheckerTests {
         #expect(problems.contains { $0.contains(wrong.phrase) }, "\(problems)")
     }
 
+    @Test(
+        "where the leaf of a snapshot that is half reclaimed has become a page of others, the snapshot has nothing to say"
+    )
+    func reusedPages() throws {
+        let disk = SimulatedDisk(seed: 1)
+        var options = PoolOptions.small()
+        options.reusesBlocksFirst = true
+        // One leaf in each pass.
+        options.reclaimPagesPerPass = 5
+        options.inlineFrees = 0
+        let pool = try Pool.create(on: disk, options: options)
+        _ = try pool.createVolume(id: ScrubTests.volume, name: "v", sizeBytes: 64 << 20)
+        let device = try pool.device(of: ScrubTests.volume)
+        func writeLeaves(_ leaves: Range<UInt64>) throws {
+            for leaf in leaves { try device.write(pattern(leaf), at: leaf << 20) }
+            try pool.maintain()
+        }
+        try writeLeaves(0..<60)
+        let snapshot = try pool.createSnapshot(id: .random(), name: "s", volumes: [ScrubTests.volume], attributes: [])
+        try writeLeaves(0..<60)
+        let old = try pool.core.member(of: snapshot.id, ScrubTests.volume)
+        // The page above all leaves, which stays until the last of them is gone.
+        var above = old.root.pointer
+        for _ in 1..<Format.mapRootLevel { above = try pool.core.loadPage(above)[child: 0] }
+        let leaves = try pool.core.loadPage(above)
+        let blocks = (0..<60).map { leaves[child: $0].block }
+        try pool.deleteSnapshot(snapshot.id)
+        // Until the volume's leaf lies where the snapshot's was.
+        var reused: UInt64?
+        for _ in 0..<40 where reused == nil {
+            try writeLeaves(0..<10)
+            let root = try pool.core.volume(ScrubTests.volume).head.root.pointer
+            reused = try (0..<10).first { leaf in
+                var pointer = root
+                for _ in 1..<Format.mapRootLevel { pointer = try pool.core.loadPage(pointer)[child: 0] }
+                return try pool.core.loadPage(pointer)[child: leaf].block == blocks[leaf]
+            }.map { UInt64($0) }
+        }
+        let place = try #require(reused) * Format.leafEntries
+        #expect(old.role == .doomed && old.cursor > place)
+        disk.rot(block: try ScrubTests.place(pool, place), bit: 4)
+        let problems = PoolChecker.check(pool).problems
+        #expect(problems.count == 1)
+        #expect(problems.allSatisfy { $0.contains("at \(place * 4096) of volume v, is not") }, "\(problems)")
+    }
+
     @Test("what cannot be read is said: attributes, the allocation map, maps")
     func unreadable() throws {
         let disk = SimulatedDisk(seed: 1)

@@ -55,7 +55,7 @@ import Testing
             options.plantedBug = bug
             options.endsProcesses = ofVolatileLog.contains(bug)
             do {
-                try Simulator(seed: seed, options: options).run()
+                try HistoryWatch.watching(bug, seed) { try Simulator(seed: seed, options: options).run() }
                 return false
             } catch {
                 return true

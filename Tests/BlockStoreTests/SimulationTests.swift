@@ -52,11 +52,12 @@ struct SimulationTests {
             let seed = first &+ index
             let simulator = Simulator(seed: seed, options: mode.options)
             do {
-                try simulator.run()
+                try HistoryWatch.watching(mode, seed) { try simulator.run() }
             } catch {
                 failed.append(seed)
-                Issue.record(
-                    "\(Self.text(of: error, simulator)) (once more: make simulate SEED=\(seed) MODE=\(mode.rawValue))")
+                HistoryWatch.note(mode, seed)
+                let text = Self.text(of: error, simulator)
+                Issue.record("\(text) (once more: \(HistoryWatch.command(mode, seed)))")
             }
             coverage.add(simulator.coverage)
             if count >= Self.fullRun, (index + 1) % (count / 5) == 0 {
@@ -66,7 +67,7 @@ struct SimulationTests {
         if isVerbose { say("\(mode.rawValue): \(coverage.table)") }
         if !failed.isEmpty {
             say(
-                (["\(mode.rawValue): failing seeds"] + failed.map { "make simulate SEED=\($0) MODE=\(mode.rawValue)" })
+                (["\(mode.rawValue): failing seeds"] + failed.map { HistoryWatch.command(mode, $0) })
                     .joined(separator: "\n  "))
         }
         guard count >= Self.fullRun, failed.isEmpty else { return }
@@ -77,17 +78,16 @@ struct SimulationTests {
     /// Prints what happens, one line for each operation, and what is nested one deeper.
     private func replay(_ mode: Mode, _ seed: UInt64) {
         let simulator = Simulator(seed: seed, options: mode.options)
+        simulator.log.isPrinted = true
+        say("The history of seed \(seed), \(mode.rawValue):")
         var outcome = "all is as it should be"
         do {
-            try simulator.run()
+            try HistoryWatch.watching(mode, seed) { try simulator.run() }
         } catch {
             outcome = "FAILED: " + Self.beginning(Self.text(of: error, simulator))
             Issue.record("\(outcome) (seed \(seed), \(mode.rawValue))")
         }
-        let lines = simulator.log.enumerated().map { "\($0.offset + 1)  \($0.element)" }
-        say(
-            "The history of seed \(seed), \(mode.rawValue):\n" + lines.joined(separator: "\n")
-                + "\n\(mode.rawValue): \(outcome) (trace \(String(simulator.trace, radix: 16)))")
+        say("\(mode.rawValue): \(outcome) (trace \(String(simulator.trace, radix: 16)))")
     }
 
     private static func text(of error: any Error, _ simulator: Simulator) -> String {

@@ -18,7 +18,7 @@ struct Interruption {
     fileprivate var percent: UInt64 = 20
     fileprivate var kind = Kind.anything
     /// How many of 100 writes go where the last one went.
-    fileprivate(set) var repeatPercent: UInt64 = 25
+    var repeatPercent: UInt64 = 25
     fileprivate var isAllowed = false
     /// Changes of volumes and snapshots may come between, too.
     fileprivate(set) var allowsControl = true
@@ -176,13 +176,9 @@ extension Simulator {
             { try $0.device(of: volume).flush() })
         guard interruption.count > before, pool != nil else { return }
         interruption.endSpecial()
-        switch generator.below(3) {
-        case 0:
-            let at = disk.callCount + 1 + generator.below(3)
-            setPlan { call, _ in call >= at ? .powerLoss : nil }
-            losesPower = true
-            try attempt("flush", as: .flush, isDurable: true, change: { _ in }, { try $0.device(of: volume).flush() })
-        case 1:
+        switch generator.below(4) {
+        case 0..<2: try flushIntoPowerLoss(volume)
+        case 2:
             for _ in 0...generator.below(4) where pool != nil { try write(volume, mayBeDurable: false) }
             losesPower = true
             if pool != nil { crash("after a flush under load") }

@@ -105,6 +105,28 @@ extension Simulator {
             })
     }
 
+    /// In one of several ways.
+    func makeDurable(_ volume: VolumeID) throws {
+        if isInterrupted, generator.chance(45) { return try commitUnderLoad(volume) }
+        switch generator.below(20) {
+        case 0..<2:
+            // Much that is to be synced, part of it on its way already.
+            for _ in 0..<3 where pool != nil { try write(volume, mayBeDurable: false) }
+            if writesBackEarly { pool?.core.writeBackEarly() }
+            try flushIntoPowerLoss(volume)
+        case 2..<4: try checkpoint(volume)
+        default: try flush(volume)
+        }
+    }
+
+    /// The power fails where the batch is written and perhaps on the disk, and nothing makes up for data that is not.
+    func flushIntoPowerLoss(_ volume: VolumeID) throws {
+        let at = disk.callCount + 1 + generator.below(3)
+        setPlan { call, _ in call >= at ? .powerLoss : nil }
+        losesPower = true
+        try attempt("flush", as: .flush, isDurable: true, change: { _ in }, { try $0.device(of: volume).flush() })
+    }
+
     func flush(_ volume: VolumeID) throws {
         if isInterrupted { planToDieInCommit() }
         let before = interruption.count
@@ -205,7 +227,8 @@ extension Simulator {
     func checkpoint(_ volume: VolumeID) throws {
         try maintain()
         guard generator.chance(50) else { return }
-        for _ in 0...generator.below(4) where pool != nil { try write(volume) }
+        for _ in 0...generator.below(4) where pool != nil { try write(volume, mayBeDurable: generator.chance(30)) }
+        losesPower = generator.chance(60)
         if pool != nil { crash("after a checkpoint") }
     }
 
@@ -230,6 +253,7 @@ extension Simulator {
             chosen = model.heads[volume!]!.parent!.snapshot
         }
         guard let chosen else { return }
+        let former = model.snapshots[chosen]!.members
         try delete(chosen)
         guard generator.chance(50) else { return }
         for _ in 0...generator.below(3) {
@@ -237,8 +261,22 @@ extension Simulator {
             guard pool != nil, !volumes.isEmpty else { return }
             try maintain()
             let target = volume ?? volumes[Int(generator.below(UInt64(volumes.count)))]
-            for _ in 0..<3 where pool != nil && model.volumes[target] != nil { try write(target) }
+            for _ in 0..<3 where pool != nil && model.volumes[target] != nil {
+                try generator.chance(50) ? write(target) : overwrite(target, sharedWith: former[target])
+            }
         }
+    }
+
+    /// A block that the volume still shares with what was deleted.
+    private func overwrite(_ volume: VolumeID, sharedWith former: VolumeModel?) throws {
+        let blocks = model.volumes[volume]!.blocks
+        let shared = (former?.blocks ?? [:]).filter { blocks[$0.key] == $0.value }.keys.sorted()
+        guard !shared.isEmpty else { return try write(volume) }
+        let block = shared[Int(generator.below(UInt64(shared.count)))]
+        lastRange = (volume, (block * 8)..<(block * 8 + 8))
+        interruption.repeatPercent = 100
+        defer { interruption.repeatPercent = 25 }
+        try write(volume, mayBeDurable: false)
     }
 
     func delete(_ id: SnapshotID) throws {

@@ -1,8 +1,23 @@
 import BlockIO
+import Glibc
 import Simulation
 import Testing
 
 @testable import BlockStore
+
+/// What was done, a line for each operation; what is nested is one deeper.
+struct HistoryLog {
+    private(set) var lines: [String] = []
+    /// Printed at once, so that it is there where the process ends in the middle.
+    var isPrinted = false
+
+    mutating func append(_ line: String) {
+        lines.append(line)
+        guard isPrinted else { return }
+        print("\(lines.count)  \(line)")
+        fflush(nil)
+    }
+}
 
 /// One seeded history: the production store on a simulated disk, compared with a model after every crash.
 ///
@@ -39,7 +54,7 @@ final class Simulator {
     var model = PoolModel()
     /// The model after each operation since the last durable one; the first is that one.
     var history: [PoolModel] = [PoolModel()]
-    var log: [String] = []
+    var log = HistoryLog()
     private var volatileLog: SimulatedLog?
     /// Left by a process, while another one has the pool open without it.
     private var forgottenLog: SimulatedLog?
@@ -52,6 +67,8 @@ final class Simulator {
     var logIsTight: Bool { volatileLog.map { logCapacityBytes != .max && $0.freeBytes < 1000 } ?? false }
     /// The next crash is one of the power.
     var losesPower = false
+    /// Nothing was done since the pool was opened.
+    private var isJustOpened = false
     /// So many of the last states in the history may be of an operation that was not acknowledged.
     private var unanswered = 0
     /// A sync failed, which can cost what was acknowledged and not flushed.
@@ -117,7 +134,7 @@ final class Simulator {
         hasLongJournal = generator.chance(15)
         hasSmallRegions = generator.chance(25)
         walkPages = generator.chance(50) ? 512 : 5 + Int(generator.below(8))
-        forgetsLogs = generator.chance(20)
+        forgetsLogs = generator.chance(30)
         snapshotLimit = generator.chance(4) ? 30 : 8
         hasDeepClones = generator.chance(8)
         logCapacityBytes = generator.chance(30) ? 300 + Int(generator.below(3000)) : .max
@@ -183,13 +200,13 @@ final class Simulator {
     }
 
     func fail(_ text: String) -> Failure {
-        Failure(description: "seed \(seed): \(text)\n  " + log.suffix(40).joined(separator: "\n  "))
+        Failure(description: "seed \(seed): \(text)\n  " + log.lines.suffix(40).joined(separator: "\n  "))
     }
 
     /// A digest of all that was done, and of all calls that reached a disk.
     var trace: UInt64 {
         var trace = disk.trace ^ (replica?.disk.trace ?? 0)
-        for line in log { for byte in line.utf8 { trace = (trace ^ UInt64(byte)) &* 0x100_0000_01b3 } }
+        for line in log.lines { for byte in line.utf8 { trace = (trace ^ UInt64(byte)) &* 0x100_0000_01b3 } }
         return trace
     }
 
@@ -242,6 +259,7 @@ final class Simulator {
             guard canReplay else { throw fail("a log of another run of the machine was replayed") }
         }
         try compare(opened!, mustHaveAll: mustHaveAll)
+        isJustOpened = true
     }
 
     /// Recovery ends at one of its last calls, which are those that write.
@@ -290,13 +308,19 @@ final class Simulator {
     /// not the one that the last process wrote.
     private func forgetOrFindLog() -> Bool {
         if let found = forgottenLog {
+            // With another log between the two.
+            if volatileLog == nil, generator.chance(60) {
+                log.append("the pool gets another log")
+                volatileLog = freshLog()
+                return true
+            }
             log.append("the log of an earlier process is there again")
             coverage.note(.logFoundAgain)
             forgottenLog = nil
             volatileLog = found.handedOver(bootID: lastBootID) { [disk] in disk.isDead }
             return true
         }
-        guard volatileLog != nil, logPlace == nil, forgetsLogs, generator.chance(30) else { return false }
+        guard volatileLog != nil, logPlace == nil, forgetsLogs, generator.chance(40) else { return false }
         log.append("the pool is opened without its log")
         forgottenLog = volatileLog
         volatileLog = nil
@@ -588,6 +612,12 @@ final class Simulator {
         if generator.chance(options.endsProcesses ? 12 : 3) { planToDieInLog() }
         if writesBackEarly { pool?.core.writeBackEarly() }
         if generator.chance(options.endsProcesses ? 5 : 2) { return crash("at once") }
+        defer { isJustOpened = false }
+        // What was found then must be on the disk, whatever the system had it from.
+        if isJustOpened, generator.chance(12) {
+            losesPower = true
+            return crash("soon after an opening")
+        }
         // So that the journal is still where that log would continue it.
         if forgottenLog != nil, generator.chance(40) { return crash("soon after an opening without the log") }
         let volumes = model.volumes.keys.sorted { $0.description < $1.description }
@@ -606,7 +636,7 @@ final class Simulator {
         case 45..<47: try generator.chance(70) ? unmapParts(volume) : rewrite(volume)
         case 47..<50: try readUnderWay(volume)
         case 50..<55: try compareAndWrite(volume)
-        case 55..<65: try isInterrupted && generator.chance(40) ? commitUnderLoad(volume) : flush(volume)
+        case 55..<65: try makeDurable(volume)
         case 65..<74: try snapshot(volumes)
         case 74..<80: try deleteSnapshot()
         case 80..<83: try clone()
