@@ -178,7 +178,7 @@ struct CheckerTests {
     }
 
     @Test(
-        "where the leaf of a snapshot that is half reclaimed has become a page of others, the snapshot has nothing to say"
+        "where a half reclaimed snapshot had a leaf and others have a page, the snapshot has nothing to say"
     )
     func reusedPages() throws {
         let disk = SimulatedDisk(seed: 1)

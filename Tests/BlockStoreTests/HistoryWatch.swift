@@ -10,8 +10,8 @@ enum HistoryWatch {
     private static let mostSeconds = 120
     private static let slotBytes = 128
     private static let slotCount = SimulationTests.Mode.allCases.count + 1
-    // SAFETY: one thread writes a slot. A signal's handler and the watching thread read it at any time; what they see is
-    // at worst the text of the history before or half of one. The first byte is 0 where there is none.
+    // SAFETY: one thread writes a slot. A signal handler and the watching thread read it at any time; what they see
+    // is at worst the text of the history before, or half of one. The first byte is 0 where there is none.
     private nonisolated(unsafe) static let slots: UnsafeMutablePointer<CChar> = {
         let slots = UnsafeMutablePointer<CChar>.allocate(capacity: slotBytes * slotCount)
         slots.initialize(repeating: 0, count: slotBytes * slotCount)

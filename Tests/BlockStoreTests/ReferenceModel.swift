@@ -22,6 +22,16 @@ struct VolumeModel: Equatable {
 
     mutating func write(_ range: Range<UInt64>, tag: UInt64, serial: UInt64) {
         for sector in range { sectors[sector] = tag == 0 ? nil : tag &+ sector }
+        map(range, serial)
+    }
+
+    /// Every sector of the range gets the same content.
+    mutating func fill(_ range: Range<UInt64>, tag: UInt64, serial: UInt64) {
+        for sector in range { sectors[sector] = tag == 0 ? nil : tag }
+        map(range, serial)
+    }
+
+    private mutating func map(_ range: Range<UInt64>, _ serial: UInt64) {
         for block in (range.lowerBound / 8)...((range.upperBound - 1) / 8) {
             let isMapped = (block * 8..<block * 8 + 8).contains { sectors[$0] != nil }
             blocks[block] = isMapped ? serial : nil
@@ -194,6 +204,8 @@ struct PoolModel: Equatable {
 /// The content of a sector.
 enum Sector {
     static let bytes = 512
+    /// In a tag that has the low 40 bits set: the sector belongs to no place.
+    static let anywhere: UInt64 = 1 << 40 - 1
 
     static func fill(_ buffer: UnsafeMutableRawBufferPointer, tag: UInt64) {
         for word in 0..<(buffer.count / 8) {

@@ -6,7 +6,8 @@ struct Coverage {
     enum Event: String, CaseIterable {
         // Operations that succeeded.
         case write, writeOfParts, writeOfZeros, writeAcrossLeaves, durableWrite
-        case unmap, unmapOfAll, compareAndWrite, miscompare, flush, flushUnderLoad, readUnderWay, operationBetween
+        case writeSame, unmap, unmapOfAll, unmapOfParts, compareAndWrite, miscompare, flush, flushUnderLoad,
+            readUnderWay, operationBetween
         case createVolume, deleteVolume, resize, snapshot, groupSnapshot, attributes, deleteSnapshot
         case clone, cloneOfClone, revert, undoOfRevert, promote, refusedDeletion
         case diff, spaceAnswer, send, incrementalSend, brokenTransfer

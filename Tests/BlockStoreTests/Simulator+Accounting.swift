@@ -97,54 +97,42 @@ extension Simulator {
         return first == second ? nil : min(first, second)..<max(first, second)
     }
 
-    /// An unmap of parts of blocks: the first and the last part are written as zeros, each a change of its own.
+    /// An unmap of parts of blocks: the first and the last block keep the rest, and all of it is one change.
     func unmapParts(_ volume: VolumeID) throws {
         guard let range = pickRange(volume, aligned: false),
             range.contains(where: { model.volumes[volume]!.sectors[$0] != nil })
         else { return }
-        let firstWhole = (range.lowerBound + 7) / 8 * 8
-        let endWhole = range.upperBound / 8 * 8
-        var parts: [Range<UInt64>]
-        if firstWhole >= endWhole {
-            let middle = min(range.upperBound, firstWhole)
-            parts = [range.lowerBound..<middle, middle..<range.upperBound]
-        } else {
-            parts = [range.lowerBound..<firstWhole, endWhole..<range.upperBound, firstWhole..<endWhole]
-        }
-        parts.removeAll(where: \.isEmpty)
-        let steps = parts.map { part in
-            writes += 1
-            let serial = writes
-            return { (model: inout PoolModel) in
-                let isWhole = part.lowerBound % 8 == 0 && part.upperBound % 8 == 0
-                if isWhole {
-                    model.volumes[volume]!.unmap(part)
-                } else {
-                    model.volumes[volume]!.write(part, tag: 0, serial: serial)
-                }
-            }
-        }
-        var done = steps.count
+        writes += 1
+        let serial = writes
         try attempt(
-            "unmap parts \(volume.description.prefix(4)) \(range)", isDurable: false, stages: steps.dropLast(),
-            change: { model in for step in steps[..<done] { step(&model) } },
+            "unmap parts \(volume.description.prefix(4)) \(range)", as: .unmapOfParts, isDurable: false,
+            change: { $0.volumes[volume]!.write(range, tag: 0, serial: serial) },
             { pool in
-                do {
-                    try pool.device(of: volume).unmap(
-                        at: range.lowerBound * 512, lengthBytes: UInt64(range.count) * 512)
-                } catch {
-                    guard !disk.isDead, case .healthy = pool.statistics.state else { throw error }
-                    // Some of the parts are done.
-                    setPlan(nil)
-                    let found = try readModel(try pool.device(of: volume))
-                    var changed = model
-                    done = 0
-                    while changed.volumes[volume] != found {
-                        guard done < steps.count else { throw fail("an unmap that failed left something else") }
-                        steps[done](&changed)
-                        done += 1
-                    }
-                }
+                try pool.device(of: volume).unmap(
+                    at: range.lowerBound * 512, lengthBytes: UInt64(range.count) * 512)
+            })
+    }
+
+    /// One sector's content everywhere in a range.
+    func writeSame(_ volume: VolumeID) throws {
+        guard let pool, let picked = pickRange(volume, aligned: generator.chance(50)) else { return }
+        let most = try pool.device(of: volume).writeSameBytes / UInt64(Sector.bytes)
+        let range = picked.lowerBound..<min(picked.upperBound, picked.lowerBound + most)
+        let tag = generator.chance(20) ? 0 : nextTag() | Sector.anywhere
+        if tag == 0, !range.contains(where: { model.volumes[volume]!.sectors[$0] != nil }) { return }
+        let isDurable = generator.chance(20)
+        writes += 1
+        let serial = writes
+        var bytes = [UInt8](repeating: 0, count: Sector.bytes)
+        bytes.withUnsafeMutableBytes { Sector.fill($0, tag: tag) }
+        try attempt(
+            "write same \(volume.description.prefix(4)) \(range) \(tag >> 40) \(isDurable ? "durable" : "")",
+            as: .writeSame, isDurable: isDurable, isInterruptible: !isDurable,
+            change: { $0.volumes[volume]!.fill(range, tag: tag, serial: serial) },
+            { pool in
+                try pool.device(of: volume).writeSame(
+                    at: range.lowerBound * 512, lengthBytes: UInt64(range.count) * 512, block: bytes,
+                    durability: isDurable ? .durable : .cached)
             })
     }
 

@@ -26,7 +26,7 @@ extension Simulator {
         return range
     }
 
-    private func nextTag() -> UInt64 {
+    func nextTag() -> UInt64 {
         tags += 1
         return tags << 40
     }

@@ -631,7 +631,8 @@ final class Simulator {
         if hasDeepClones, (20..<42).contains(choice) { choice = choice < 32 ? 81 : 66 }
         if snapshotLimit > 8, (20..<42).contains(choice) { choice = 66 }
         switch choice {
-        case 0..<42: try write(volume)
+        case 0..<40: try write(volume)
+        case 40..<42: try writeSame(volume)
         case 42..<45: try unmap(volume)
         case 45..<47: try generator.chance(70) ? unmapParts(volume) : rewrite(volume)
         case 47..<50: try readUnderWay(volume)
