@@ -217,6 +217,42 @@ struct FaultTests {
         #expect(throws: BlockError.readOnly) { try readOnly.device(of: volume).write(pattern(1), at: 0) }
     }
 
+    @Test("whichever batch rots, it is refused where a later commit shows that it was durable; only the last goes unseen")
+    func rottenBatches() throws {
+        let disk = SimulatedDisk(seed: 1)
+        let pool = try Pool.create(on: disk, options: .small())
+        _ = try pool.createVolume(id: volume, name: "v", sizeBytes: 4 * mib)
+        let device = try pool.device(of: volume)
+        for index in 1...4 { try device.write(pattern(UInt64(index)), at: 0, durability: .durable) }
+        // One block each: the volume, then the writes.
+        for batch in 0..<5 {
+            for bit in [0, 8 * 17, 8 * 25, 8 * 57, 8 * 70] {
+                let after = disk.copy()
+                after.rot(block: 64 + UInt64(batch), bit: bit)
+                if batch < 4 {
+                    #expect(throws: PoolError.self, "batch \(batch), bit \(bit)") {
+                        try Pool.open(on: after, options: .small())
+                    }
+                } else {
+                    // As after a power loss in the middle of the last commit: docs/format.md says why.
+                    let opened = try Pool.open(on: after, options: .small())
+                    #expect(try opened.device(of: volume).read(4096, at: 0) == pattern(3))
+                    #expect(PoolChecker.check(opened).problems == [])
+                    try opened.close()
+                }
+            }
+        }
+        try pool.close()
+        // Closed, the journal has nothing that counts.
+        for batch in 0..<5 {
+            let after = disk.copy()
+            after.rot(block: 64 + UInt64(batch), bit: 8 * 70)
+            let opened = try Pool.open(on: after, options: .small())
+            #expect(try opened.device(of: volume).read(4096, at: 0) == pattern(4))
+            try opened.close()
+        }
+    }
+
     @Test("lost superblock copies do no harm, and losing all of them is said clearly")
     func superblocks() throws {
         let disk = SimulatedDisk(seed: 1)
