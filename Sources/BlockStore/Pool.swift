@@ -69,6 +69,8 @@ public final class Pool: Sendable {
     /// thread; allowed anywhere.
     public func maintain() throws(PoolError) { try core.maintain() }
 
+    // MARK: Everything
+
     /// All volumes, ordered by name.
     public func volumes() -> [VolumeRecord] {
         core.monitor.withLock { core.volumes.values.filter { !$0.isHidden }.map { core.record(of: $0) } }.sorted {
@@ -81,13 +83,7 @@ public final class Pool: Sendable {
         core.snapshotRecords().sorted { ($0.epoch, $0.name) < ($1.epoch, $1.name) }
     }
 
-    /// One snapshot that is not being deleted.
-    public func snapshot(_ id: SnapshotID) throws(PoolError) -> SnapshotRecord { try core.snapshotRecord(id) }
-
-    /// Whether a snapshot has this name.
-    public func hasSnapshot(named name: String) -> Bool {
-        core.monitor.withLock { core.tables.snapshotNames.contains(name) }
-    }
+    // MARK: Changes
 
     /// Makes a thin volume of `sizeBytes` (a multiple of 4096, at most 64 TiB).
     public func createVolume(id: VolumeID, name: String, sizeBytes: UInt64) throws(PoolError) -> VolumeRecord {
@@ -115,7 +111,7 @@ public final class Pool: Sendable {
     public func deleteVolume(_ id: VolumeID) throws(PoolError) {
         let target = try core.monitor.withLock { () throws(PoolError) in
             let volume = try core.volume(id)
-            let holders = core.snapshots.values.filter { $0.members.contains { $0.volume == id } }
+            let holders = (core.tables.snapshotsOfVolume[id] ?? []).compactMap { core.snapshots[$0] }
             guard holders.isEmpty else { throw .hasSnapshots(holders.map(\.name).sorted()) }
             return try core.perform(.deleteVolume(volume: volume.number))
         }

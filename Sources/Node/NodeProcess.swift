@@ -71,7 +71,7 @@ final class NodeProcess: Sendable {
             try await inventory.restorePortalGroups(Set([1] + configuration.iscsiPortals.map(\.group)))
             try await inventory.reconcile()
             let agents = AgentRegistry(catalog: catalog, identity: identity, logger: logger) {
-                let volumes = try await inventory.contents().volumes
+                let volumes = try await inventory.volumeRecords()
                 return registry.located(volumes.map { VolumeReference(name: $0.name, naa: $0.naa.description) })
             }
             let jobs = JobEngine(catalog: catalog, logger: logger)

@@ -27,13 +27,16 @@ struct NodeServices: Sendable {
     // MARK: Looking
 
     func status() async throws -> NodeStatus {
-        let contents = try await inventory.contents()
+        let pending = inventory.pending
+        let (volumeCount, snapshotCount) = try await inventory.look { directory in
+            (directory.pool.volumes().count, pending.shownCount(in: directory.pool))
+        }
         let names = try await agents.names()
         return NodeStatus(
             nodeID: identity.nodeID, version: Release.version, uptimeSeconds: uptimeSeconds,
             apiAddress: addresses.api, iscsiAddress: addresses.iscsi, dataDirectory: dataDirectory,
-            pool: try await poolStatus(), volumeCount: contents.volumes.count,
-            snapshotCount: contents.snapshots.count, agentCount: names.count,
+            pool: try await poolStatus(), volumeCount: volumeCount,
+            snapshotCount: snapshotCount, agentCount: names.count,
             reachableAgentCount: names.count { agents.reachability($0).isReachable }, runningJobs: jobs.counts.running)
     }
 
@@ -154,7 +157,7 @@ struct Sagas: Sendable {
 
     init(inventory: Inventory, agents: AgentRegistry, catalog: Catalog, jobs: JobEngine, logger: Logger) {
         var effects = SagaEffects(
-            pool: PoolAdapter(pool: inventory.pool),
+            pool: PoolAdapter(pool: inventory.pool, pending: inventory.pending),
             agents: AgentAdapter(registry: agents, targets: inventory.registry),
             journal: CatalogJournal(catalog: catalog), guarding: TargetAdapter(registry: inventory.registry),
             blocking: inventory.blocking, reservations: inventory.reservations, logger: logger)

@@ -150,7 +150,7 @@ extension PoolCore {
 
     /// The snapshot that a dataset is a member of. Called with the lock held.
     func name(ofSnapshot dataset: Dataset) -> String? {
-        snapshots.values.first { $0.members.contains { $0.dataset === dataset } }?.name
+        tables.snapshotOfDataset[dataset.number].flatMap { snapshots[$0]?.name }
     }
 
     /// The name of the volume whose history a dataset belongs to. Called with the lock held.

@@ -48,10 +48,41 @@ final class CatalogTables {
     /// Datasets with layers: heads, and what was cut from them since the last checkpoint.
     var layered: [UInt64: Dataset] = [:]
     var doomed: [UInt64: Dataset] = [:]
-    var volumeNames: Set<String> = []
-    var snapshotNames: Set<String> = []
+    var volumeNames: [String: UInt32] = [:]
+    var snapshotNames: [String: SnapshotID] = [:]
+    /// The snapshots that have a member of the volume.
+    private(set) var snapshotsOfVolume: [VolumeID: Set<SnapshotID>] = [:]
+    /// The snapshot that a dataset is a member of.
+    private(set) var snapshotOfDataset: [UInt64: SnapshotID] = [:]
+    /// The volumes that were cloned from the snapshot, by number.
+    private(set) var clonesOfSnapshot: [SnapshotID: Set<UInt32>] = [:]
     /// Snapshots whose attributes are in the journal only.
     var unwritten: [SnapshotID: Snapshot] = [:]
     /// Bytes of attributes in memory.
     var attributeBytes: UInt64 = 0
+
+    func insert(_ members: [Snapshot.Member], of snapshot: SnapshotID) {
+        for member in members {
+            snapshotsOfVolume[member.volume, default: []].insert(snapshot)
+            snapshotOfDataset[member.dataset.number] = snapshot
+        }
+    }
+
+    func remove(_ members: [Snapshot.Member], of snapshot: SnapshotID) {
+        for member in members {
+            snapshotsOfVolume[member.volume]?.remove(snapshot)
+            if snapshotsOfVolume[member.volume]?.isEmpty ?? false { snapshotsOfVolume[member.volume] = nil }
+            snapshotOfDataset[member.dataset.number] = nil
+        }
+    }
+
+    func insert(clone volume: UInt32, of origin: CloneOrigin?) {
+        if let origin { clonesOfSnapshot[origin.snapshot, default: []].insert(volume) }
+    }
+
+    func remove(clone volume: UInt32, of origin: CloneOrigin?) {
+        guard let origin else { return }
+        clonesOfSnapshot[origin.snapshot]?.remove(volume)
+        if clonesOfSnapshot[origin.snapshot]?.isEmpty ?? false { clonesOfSnapshot[origin.snapshot] = nil }
+    }
 }

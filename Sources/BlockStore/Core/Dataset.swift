@@ -99,7 +99,13 @@ final class Volume {
     private(set) var name: String
     let naa: NAA
     let createdAt: UInt64
-    var clonedFrom: CloneOrigin? { didSet { store() } }
+    var clonedFrom: CloneOrigin? {
+        didSet {
+            tables?.remove(clone: number, of: oldValue)
+            tables?.insert(clone: number, of: clonedFrom)
+            store()
+        }
+    }
     var head: Dataset { didSet { store() } }
     var device: VolumeDevice?
     /// Holds what is being received; nobody but the session that receives sees it.
@@ -123,9 +129,9 @@ final class Volume {
 
     /// A hidden volume gets the name that it will be seen under.
     func rename(_ name: String) {
-        tables?.volumeNames.remove(self.name)
+        tables?.volumeNames[self.name] = nil
         self.name = name
-        tables?.volumeNames.insert(name)
+        tables?.volumeNames[name] = number
         store()
     }
 
@@ -138,12 +144,14 @@ final class Volume {
     func enter(_ tables: CatalogTables) {
         self.tables = tables
         slot = tables.volumes.insert(image)
-        tables.volumeNames.insert(name)
+        tables.volumeNames[name] = number
+        tables.insert(clone: number, of: clonedFrom)
     }
 
     func leaveTables() {
         tables?.volumes.remove(slot)
-        tables?.volumeNames.remove(name)
+        tables?.volumeNames[name] = nil
+        tables?.remove(clone: number, of: clonedFrom)
         tables = nil
     }
 }
@@ -160,7 +168,13 @@ final class Snapshot {
     let createdAt: UInt64
     let kind: SnapshotKind
     let epoch: UInt64
-    var members: [Member] { didSet { store() } }
+    var members: [Member] {
+        didSet {
+            tables?.remove(oldValue, of: id)
+            tables?.insert(members, of: id)
+            store()
+        }
+    }
     /// Nil while they are only on the disk.
     private(set) var attributes: [UInt8]?
     private(set) var attributeBytes: UInt64
@@ -200,14 +214,16 @@ final class Snapshot {
     func enter(_ tables: CatalogTables) {
         self.tables = tables
         slot = tables.snapshots.insert(entry)
-        tables.snapshotNames.insert(name)
+        tables.snapshotNames[name] = id
+        tables.insert(members, of: id)
         tables.attributeBytes += UInt64(attributes?.count ?? 0)
         if isUnwritten { tables.unwritten[id] = self }
     }
 
     func leaveTables() {
         tables?.snapshots.remove(slot)
-        tables?.snapshotNames.remove(name)
+        tables?.snapshotNames[name] = nil
+        tables?.remove(members, of: id)
         tables?.attributeBytes -= UInt64(attributes?.count ?? 0)
         tables?.unwritten[id] = nil
         tables = nil

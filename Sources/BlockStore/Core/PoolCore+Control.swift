@@ -32,7 +32,7 @@ extension PoolCore {
 
     func checkNewVolume(_ id: VolumeID, _ name: String) throws(PoolError) {
         guard volumeNumbers[id] == nil else { throw .exists("volume \(id)") }
-        guard !tables.volumeNames.contains(name) else { throw .exists("volume \(name)") }
+        guard tables.volumeNames[name] == nil else { throw .exists("volume \(name)") }
     }
 
     func volumeSeed(id: VolumeID, name: String, sizeBytes: UInt64) -> VolumeSeed {
@@ -45,7 +45,7 @@ extension PoolCore {
         id: SnapshotID, name: String, volumes: [VolumeID], kind: SnapshotKind, attributes: [UInt8]
     ) throws(PoolError) -> SnapshotSeed {
         guard snapshots[id] == nil else { throw .exists("snapshot \(id)") }
-        guard !tables.snapshotNames.contains(name) else { throw .exists("snapshot \(name)") }
+        guard tables.snapshotNames[name] == nil else { throw .exists("snapshot \(name)") }
         guard !volumes.isEmpty else { throw .invalidArgument("a snapshot needs at least one volume") }
         guard Set(volumes).count == volumes.count else { throw .invalidArgument("a volume is named twice") }
         guard epoch < Format.maxEpoch - 1 else { throw .unsupported("the pool has used up its epochs") }
@@ -83,7 +83,7 @@ extension PoolCore {
 
     /// Names of the volumes that were cloned from the snapshot, and still stand on it.
     func clones(of snapshot: Snapshot) -> [String] {
-        let clones = volumes.values.filter { $0.clonedFrom?.snapshot == snapshot.id }
+        let clones = (tables.clonesOfSnapshot[snapshot.id] ?? []).compactMap { volumes[$0] }
         let transfers = receives.values.filter { $0.from == snapshot.id }
         return clones.filter { !$0.isHidden }.map(\.name).sorted() + transfers.map(\.title).sorted()
     }

@@ -43,10 +43,8 @@ extension PoolCore {
             if hasBug(.promoteForgetsOlder) { break }
             current = dataset.parent
         }
-        let numbers = Set(chain.map(\.number))
-        let moved = snapshots.values
-            .filter { $0.members.contains { numbers.contains($0.dataset.number) } }
-            .sorted { $0.epoch < $1.epoch }
+        let moved = Set(chain.compactMap { tables.snapshotOfDataset[$0.number] })
+            .compactMap { snapshots[$0] }.sorted { $0.epoch < $1.epoch }
         for snapshot in moved where snapshot.members.contains(where: { $0.volume == clone.id }) {
             throw .invalidArgument("snapshot \(snapshot.name) already has \(clone.name) as a member")
         }
@@ -81,9 +79,9 @@ extension PoolCore {
         var current = volume.head.parent
         while let dataset = current {
             if dataset.volume != volume.number, dataset.role == .snapshot, let owner = volumes[dataset.volume],
-                let snapshot = snapshots.values.first(where: { $0.members.contains { $0.dataset === dataset } })
+                let snapshot = tables.snapshotOfDataset[dataset.number]
             {
-                return CloneOrigin(snapshot: snapshot.id, volume: owner.id)
+                return CloneOrigin(snapshot: snapshot, volume: owner.id)
             }
             current = dataset.parent
         }

@@ -4,6 +4,7 @@ internal import Synchronization
 extension PoolCore {
     /// All snapshots, in no particular order.
     func snapshotRecords() -> [SnapshotRecord] {
+        listings.add(1, ordering: .relaxed)
         let (entries, datasets, phase) = monitor.withLock { (tables.snapshots, tables.datasets, enterRead()) }
         // Attributes that are freed meanwhile stay readable.
         defer { exitRead(phase) }
@@ -11,6 +12,18 @@ extension PoolCore {
         return entries.elements.map { entry in
             record(of: entry) { sizes[$0] ?? 0 }
         }
+    }
+
+    /// Those that have a member of a volume, in no particular order; none of a volume that is not there.
+    func snapshotRecords(of volume: VolumeID) -> [SnapshotRecord] {
+        let (found, sizes, phase) = monitor.withLock {
+            let found = (tables.snapshotsOfVolume[volume] ?? []).compactMap { snapshots[$0] }
+            var sizes: [UInt64: UInt64] = [:]
+            for member in found.flatMap(\.members) { sizes[member.dataset.number] = member.dataset.sizeBytes }
+            return (found.map(\.entry), sizes, enterRead())
+        }
+        defer { exitRead(phase) }
+        return found.map { entry in record(of: entry) { sizes[$0] ?? 0 } }
     }
 
     /// One snapshot, whatever the number of the others.

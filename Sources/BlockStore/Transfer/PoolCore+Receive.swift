@@ -129,7 +129,7 @@ extension PoolCore {
         guard snapshots[begin.snapshot] == nil else {
             throw .refusedStream("snapshot \(begin.name) (\(begin.snapshot)) is here already")
         }
-        guard !snapshots.values.contains(where: { $0.name == name }),
+        guard tables.snapshotNames[name] == nil,
             !receives.values.contains(where: { $0.name == name })
         else { throw .exists("snapshot \(name)") }
         let surroundings = self.options.surroundings
@@ -144,7 +144,7 @@ extension PoolCore {
                 throw .refusedStream("the increment belongs to volume \(target.name), not to \(given)")
             }
             let isTaken =
-                volumes.values.contains { $0.name == volumeName }
+                tables.volumeNames[volumeName] != nil
                 || receives.values.contains { $0.members.contains { $0.name == volumeName && $0.target == nil } }
                 || members.contains { $0.name == volumeName }
             if target == nil, isTaken { throw .exists("volume \(volumeName)") }
@@ -208,13 +208,13 @@ extension PoolCore {
     /// Called with the lock held.
     private func finishSeed(_ receive: Receive, _ attributes: [UInt8]) throws(PoolError) -> SnapshotSeed {
         guard snapshots[receive.snapshot] == nil else { throw .exists("snapshot \(receive.snapshot)") }
-        guard !snapshots.values.contains(where: { $0.name == receive.name }) else {
+        guard tables.snapshotNames[receive.name] == nil else {
             throw .exists("snapshot \(receive.name)")
         }
         guard epoch < Format.maxEpoch - 1 else { throw .unsupported("the pool has used up its epochs") }
         for member in receive.members {
             if member.target == nil {
-                guard !volumes.values.contains(where: { $0.name == member.name }) else {
+                guard tables.volumeNames[member.name] == nil else {
                     throw .exists("volume \(member.name)")
                 }
                 continue

@@ -7,33 +7,42 @@ import ISCSI
 // The pool's and the catalog's records as the API shows them.
 
 extension Inventory {
-    func volumes() async throws -> [VolumeInfo] {
-        let contents = try await contents()
+    func volumes() async throws -> [VolumeInfo] { try await describe { $0.pool.volumes() } }
+
+    func clones() async throws -> [VolumeInfo] {
+        try await describe { $0.pool.volumes().filter { $0.clonedFrom != nil } }
+    }
+
+    func volume(_ name: String) async throws -> VolumeInfo { try await describe { [try $0.volume(named: name)] }[0] }
+
+    private func describe(
+        _ select: @escaping @Sendable (PoolDirectory) throws -> [VolumeRecord]
+    ) async throws -> [VolumeInfo] {
+        let pending = pending
+        let found = try await look { directory in
+            try select(directory).map { volume in
+                let origin = volume.clonedFrom.map { origin in
+                    (try? directory.snapshot(origin.snapshot.description).name) ?? origin.snapshot.description
+                }
+                return (volume, origin, pending.shownCount(of: volume.id, in: directory.pool))
+            }
+        }
         let targets = try await catalog.targets()
-        return contents.volumes.map { describe($0, contents, targets) }
+        return found.map { volume, origin, count in describe(volume, cloneOf: origin, snapshotCount: count, targets) }
     }
 
-    func clones() async throws -> [VolumeInfo] { try await volumes().filter { $0.cloneOf != nil } }
-
-    func volume(_ name: String) async throws -> VolumeInfo {
-        let contents = try await contents()
-        return describe(try contents.volume(named: name), contents, try await catalog.targets())
-    }
-
-    func describe(_ volume: VolumeRecord, _ contents: Contents, _ targets: [ExportedTarget]) -> VolumeInfo {
+    private func describe(
+        _ volume: VolumeRecord, cloneOf origin: String?, snapshotCount: Int, _ targets: [ExportedTarget]
+    ) -> VolumeInfo {
         let id = volume.id.description
         let exports = targets.flatMap { target in
             target.luns.filter { $0.volumeID == id && $0.snapshotID == nil }
                 .map { ExportInfo(iqn: target.iqn, lun: $0.lun, portals: portals) }
         }
-        let origin = volume.clonedFrom.map { origin in
-            contents.snapshots.first { $0.id == origin.snapshot }?.name ?? origin.snapshot.description
-        }
         return VolumeInfo(
             id: id, name: volume.name, sizeBytes: volume.sizeBytes, mappedBytes: volume.mappedBytes,
             naa: volume.naa.description, createdAt: Date(poolNanoseconds: volume.createdAt), exports: exports,
-            cloneOf: origin, initiators: initiators(naa: volume.naa.description),
-            snapshotCount: contents.snapshots.count { $0.members.contains { $0.volume == volume.id } })
+            cloneOf: origin, initiators: initiators(naa: volume.naa.description), snapshotCount: snapshotCount)
     }
 
     /// Names of the initiators that can reach a device now, without repetition.
@@ -45,48 +54,78 @@ extension Inventory {
     ///
     /// - Parameter volume: Only those that this volume is a member of.
     func snapshots(of volume: String?) async throws -> [SnapshotInfo] {
-        let contents = try await contents()
-        let id = try volume.map { try contents.volume(named: $0).id }
-        return contents.snapshots
-            .filter { snapshot in id.map { id in snapshot.members.contains { $0.volume == id } } ?? true }
-            .map { Self.describe($0, contents, withEvidence: false) }
+        guard let volume else {
+            let contents = try await contents()
+            let names = Dictionary(uniqueKeysWithValues: contents.volumes.map { ($0.id, $0.name) })
+            let clones = Dictionary(grouping: contents.volumes.filter { $0.clonedFrom != nil }) {
+                $0.clonedFrom!.snapshot
+            }
+            return contents.snapshots.map { snapshot in
+                Self.describe(
+                    snapshot, contents.attributes[snapshot.id], clones: clones[snapshot.id]?.map(\.name) ?? [],
+                    withEvidence: false
+                ) { names[$0] }
+            }
+        }
+        let id = try await look { try $0.volume(named: volume).id }
+        let found = try await snapshotRecords(of: id)
+        return try await look { directory in
+            found.map { Self.describe($0.record, $0.attributes, directory, withEvidence: false) }
+        }
     }
 
     func snapshot(_ idOrName: String) async throws -> SnapshotInfo {
-        let contents = try await contents()
-        return Self.describe(try contents.snapshot(idOrName), contents, withEvidence: true)
+        try await look { directory in
+            let snapshot = try directory.snapshot(idOrName)
+            return Self.describe(
+                snapshot, SnapshotAttributes(bytes: snapshot.attributes), directory, withEvidence: true)
+        }
+    }
+
+    private static func describe(
+        _ snapshot: SnapshotRecord, _ attributes: SnapshotAttributes?, _ directory: PoolDirectory, withEvidence: Bool
+    ) -> SnapshotInfo {
+        describe(
+            snapshot, attributes, clones: directory.pool.clones(of: snapshot.id).map(\.name), withEvidence: withEvidence
+        ) { directory.volume($0)?.name }
     }
 
     /// A snapshot made without a saga has no attributes; it is what a crash would have left.
-    static func describe(_ snapshot: SnapshotRecord, _ contents: Contents, withEvidence: Bool) -> SnapshotInfo {
-        let attributes = contents.attributes[snapshot.id]
-        return SnapshotInfo(
+    private static func describe(
+        _ snapshot: SnapshotRecord, _ attributes: SnapshotAttributes?, clones: [String], withEvidence: Bool,
+        name: (VolumeID) -> String?
+    ) -> SnapshotInfo {
+        SnapshotInfo(
             id: snapshot.id.description, name: snapshot.name, kind: snapshot.kind == .user ? .user : .beforeRevert,
-            volumes: snapshot.members.map { contents.volume($0.volume)?.name ?? $0.volume.description },
+            volumes: snapshot.members.map { name($0.volume) ?? $0.volume.description },
             createdAt: Date(poolNanoseconds: snapshot.createdAt),
             requestedConsistency: attributes?.requested ?? .crash,
             achievedConsistency: attributes?.achieved ?? .crash, quietSeconds: attributes?.quietSeconds ?? 0,
-            sizeBytes: snapshot.members.reduce(0) { $0 + $1.sizeBytes },
-            clones: contents.clones(of: snapshot.id).map(\.name),
+            sizeBytes: snapshot.members.reduce(0) { $0 + $1.sizeBytes }, clones: clones,
             evidence: withEvidence ? attributes?.evidence : nil)
     }
 
     /// One snapshot as the API shows it; for callers that may block. Pending ones are described, too.
     static func describe(snapshot id: SnapshotID, in pool: Pool) throws -> SnapshotInfo {
         guard let record = try? pool.snapshot(id) else { throw APIFailure.unknown("snapshot", id.description) }
-        return describe(record, Contents(volumes: pool.volumes(), snapshots: [record]), withEvidence: true)
+        return describe(
+            record, SnapshotAttributes(bytes: record.attributes), PoolDirectory(pool: pool), withEvidence: true)
     }
 
     // MARK: Targets
 
     func targets() async throws -> [TargetInfo] {
-        let contents = try await contents()
+        let volumes = Dictionary(uniqueKeysWithValues: try await volumeRecords().map { ($0.id, $0) })
         let sessions = registry.sessions()
-        return try await catalog.targets().map { describe($0, contents, sessions) }
+        return try await catalog.targets().map { target in describe(target, sessions) { volumes[$0] } }
     }
 
     func target(_ iqn: String) async throws -> TargetInfo {
-        describe(try await exportedTarget(iqn), try await contents(), registry.sessions())
+        let target = try await exportedTarget(iqn)
+        let volumes = try await look { directory in
+            target.luns.compactMap { VolumeID($0.volumeID).flatMap(directory.volume) }
+        }
+        return describe(target, registry.sessions()) { id in volumes.first { $0.id == id } }
     }
 
     func exportedTarget(_ iqn: String) async throws -> ExportedTarget {
@@ -98,12 +137,12 @@ extension Inventory {
     }
 
     private func describe(
-        _ target: ExportedTarget, _ contents: Contents, _ sessions: [SessionRecord]
+        _ target: ExportedTarget, _ sessions: [SessionRecord], _ volume: (VolumeID) -> VolumeRecord?
     ) -> TargetInfo {
         TargetInfo(
             iqn: target.iqn, portals: portals,
             luns: target.luns.map { lun in
-                let volume = VolumeID(lun.volumeID).flatMap(contents.volume)
+                let volume = VolumeID(lun.volumeID).flatMap(volume)
                 return LUNInfo(
                     lun: lun.lun, volume: volume?.name ?? lun.volumeID, naa: lun.naa ?? volume?.naa.description ?? "",
                     isReadOnly: lun.snapshotID != nil)

@@ -13,7 +13,8 @@ import Synchronization
 /// The pool is the truth about volumes and snapshots, the catalog about targets. An operation that touches both writes
 /// the catalog's reference *before* the volume exists and removes it *after* the volume is gone, so that a crash in
 /// between leaves at most a reference to nothing, which ``reconcile()`` removes at the next start. Operations run one
-/// after another; each is O(1).
+/// after another. What concerns one volume or snapshot finds it through ``look(_:)`` and costs nothing for the others;
+/// only lists, and what looks into all evidence, gather the ``contents()``.
 final class Inventory: Sendable {
     let pool: Pool
     let registry: TargetRegistry
@@ -29,6 +30,7 @@ final class Inventory: Sendable {
     private let gate = VolumeReservations()
     private let portalAddresses = Mutex<[UInt16: [String]]>([:])
     private let decoded = DecodedAttributes()
+    let pending = PendingSnapshots()
     /// Streams that are under way.
     let streams = Mutex<Int>(0)
     /// When an export of a snapshot last had a session.
@@ -108,9 +110,29 @@ final class Inventory: Sendable {
         }
     }
 
-    // MARK: The pool's records at one moment
+    // MARK: The pool's records
 
-    /// What the pool holds now. Two calls may differ; one operation uses one.
+    /// Finds single objects, on a thread that may block.
+    func look<Value: Sendable>(_ body: @escaping @Sendable (PoolDirectory) throws -> Value) async throws -> Value {
+        let directory = PoolDirectory(pool: pool)
+        return try await blocking.run { try body(directory) }
+    }
+
+    /// All volumes, by name.
+    func volumeRecords() async throws -> [VolumeRecord] { try await look { $0.pool.volumes() } }
+
+    /// The complete snapshots of a volume, oldest first, with what was decoded of their attributes.
+    func snapshotRecords(
+        of volume: VolumeID
+    ) async throws -> [(record: SnapshotRecord, attributes: SnapshotAttributes?)] {
+        let decoded = decoded
+        return try await look { directory in
+            decoded.decode(directory.pool.snapshots(of: volume), in: directory.pool)
+                .filter { $0.attributes?.state != .pending }
+        }
+    }
+
+    /// Everything that the pool holds now, for lists. Two calls may differ; one operation uses one.
     struct Contents: Sendable {
         var volumes: [VolumeRecord]
         /// Complete ones only.
@@ -122,26 +144,17 @@ final class Inventory: Sendable {
         private var byID: [VolumeID: VolumeRecord]
 
         init(
-            volumes: [VolumeRecord], snapshots all: [SnapshotRecord],
-            decode: (SnapshotRecord) -> SnapshotAttributes? = { SnapshotAttributes(bytes: $0.attributes) }
+            volumes: [VolumeRecord], snapshots all: [(record: SnapshotRecord, attributes: SnapshotAttributes?)]
         ) {
             self.volumes = volumes
             byID = Dictionary(uniqueKeysWithValues: volumes.map { ($0.id, $0) })
-            var attributes: [SnapshotID: SnapshotAttributes] = [:]
-            for snapshot in all { attributes[snapshot.id] = decode(snapshot) }
-            snapshots = all.filter { attributes[$0.id]?.state != .pending }
-            pending = all.filter { attributes[$0.id]?.state == .pending }
-            self.attributes = attributes
+            attributes = [:]
+            for (record, found) in all { attributes[record.id] = found }
+            snapshots = all.filter { $0.attributes?.state != .pending }.map(\.record)
+            pending = all.filter { $0.attributes?.state == .pending }.map(\.record)
         }
 
         func volume(_ id: VolumeID) -> VolumeRecord? { byID[id] }
-
-        func volume(named name: String) throws -> VolumeRecord {
-            guard let volume = volumes.first(where: { $0.name == name }) else {
-                throw APIFailure.unknown("volume", name)
-            }
-            return volume
-        }
 
         func snapshot(_ idOrName: String) throws -> SnapshotRecord {
             let byID = SnapshotID(idOrName).flatMap { id in snapshots.first { $0.id == id } }
@@ -150,40 +163,14 @@ final class Inventory: Sendable {
             }
             return found
         }
-
-        func clones(of snapshot: SnapshotID) -> [VolumeRecord] {
-            volumes.filter { $0.clonedFrom?.snapshot == snapshot }
-        }
-
-        /// The member that is meant where a request may leave it out.
-        func member(_ name: String?, of snapshot: SnapshotRecord) throws -> VolumeRecord {
-            let members = snapshot.members.compactMap { volume($0.volume) }
-            if let name {
-                guard let member = members.first(where: { $0.name == name }) else {
-                    throw APIFailure(
-                        status: 404, code: "memberNotFound",
-                        message: "the snapshot \"\(snapshot.name)\" has no member \"\(name)\"",
-                        hint: "Its members are \(members.map(\.name).joined(separator: ", "))")
-                }
-                return member
-            }
-            guard let only = members.first, members.count == 1 else {
-                throw APIFailure.invalid(
-                    "the snapshot \"\(snapshot.name)\" has \(members.count) members; say which volume is meant",
-                    hint: "One of \(members.map(\.name).joined(separator: ", "))")
-            }
-            return only
-        }
     }
 
     func contents() async throws -> Contents {
-        let pool = pool
-        let decoded = decoded
+        let (pool, decoded, pending) = (pool, decoded, pending)
         return try await blocking.run {
-            let snapshots = pool.snapshots()
-            return decoded.withEntries(of: snapshots) { decode in
-                Contents(volumes: pool.volumes(), snapshots: snapshots, decode: decode)
-            }
+            let contents = Contents(volumes: pool.volumes(), snapshots: decoded.decode(pool.snapshots(), in: pool))
+            for snapshot in contents.pending { pending.insert(snapshot.id) }
+            return contents
         }
     }
 }
@@ -197,23 +184,27 @@ final class DecodedAttributes: Sendable {
 
     private let entries = Mutex<[SnapshotID: Entry]>([:])
 
-    /// Gives `body` a decoder, and forgets snapshots that are gone.
-    func withEntries<Value: Sendable>(
-        of snapshots: [SnapshotRecord], _ body: ((SnapshotRecord) -> SnapshotAttributes?) -> Value
-    ) -> Value {
+    /// Snapshots with their attributes. What is kept of those that are gone stays a part of what there are.
+    func decode(
+        _ snapshots: [SnapshotRecord], in pool: Pool
+    ) -> [(record: SnapshotRecord, attributes: SnapshotAttributes?)] {
         let known = entries.withLock { $0 }
-        var next: [SnapshotID: Entry] = [:]
-        let value = body { snapshot in
+        var new: [SnapshotID: Entry] = [:]
+        let result = snapshots.map { snapshot in
             // Arrays of the same storage are equal at once, and the pool hands out the ones it keeps.
             if let entry = known[snapshot.id], entry.bytes == snapshot.attributes {
-                next[snapshot.id] = entry
-                return entry.attributes
+                return (snapshot, entry.attributes)
             }
             let attributes = SnapshotAttributes(bytes: snapshot.attributes)
-            next[snapshot.id] = Entry(bytes: snapshot.attributes, attributes: attributes)
-            return attributes
+            new[snapshot.id] = Entry(bytes: snapshot.attributes, attributes: attributes)
+            return (snapshot, attributes)
         }
-        entries.withLock { $0 = next }
-        return value
+        guard !new.isEmpty else { return result }
+        let isLarge = known.count + new.count > 2 * pool.snapshotCount() + 64
+        entries.withLock { entries in
+            entries.merge(new) { $1 }
+            if isLarge { entries = entries.filter { pool.hasSnapshot($0.key) } }
+        }
+        return result
     }
 }

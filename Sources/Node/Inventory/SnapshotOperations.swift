@@ -17,13 +17,9 @@ extension Inventory {
         if let lease = request.leaseSeconds, !(2...60).contains(lease) {
             throw APIFailure.invalid("leaseSeconds must be from 2 to 60, not \(lease)")
         }
-        let pool = pool
-        // Not the whole contents: a snapshot costs the same whatever the number of snapshots.
-        let (volumes, isTaken) = try await blocking.run {
-            (pool.volumes(), request.name.map { pool.hasSnapshot(named: $0) } ?? false)
-        }
-        for name in request.volumes where !volumes.contains(where: { $0.name == name }) {
-            throw APIFailure.unknown("volume", name)
+        let isTaken = try await look { directory in
+            for name in request.volumes { _ = try directory.volume(named: name) }
+            return request.name.map { directory.pool.hasSnapshot(named: $0) } ?? false
         }
         if let name = request.name {
             try Self.checkName(name, of: "snapshot")
@@ -43,11 +39,13 @@ extension Inventory {
         guard (request.snapshot != nil) != (request.undo ?? false) else {
             throw APIFailure.invalid("name the snapshot to revert to, or ask for undo")
         }
-        let contents = try await contents()
-        let volumes = try request.volumes.map { try contents.volume(named: $0) }
-        if let name = request.snapshot {
-            let snapshot = try contents.snapshot(name)
-            for volume in volumes { _ = try contents.member(volume.name, of: snapshot) }
+        let volumes = try await look { directory in
+            let volumes = try request.volumes.map { try directory.volume(named: $0) }
+            if let name = request.snapshot {
+                let snapshot = try directory.snapshot(name)
+                for volume in volumes { _ = try directory.member(volume.name, of: snapshot) }
+            }
+            return volumes
         }
         // A driven revert makes the initiators log out first, and a dry run tells about them.
         guard request.drive != true, request.dryRun != true else { return }
@@ -60,20 +58,20 @@ extension Inventory {
     // MARK: Delete
 
     func deleteSnapshot(_ idOrName: String) async throws {
-        let members = try await contents().snapshot(idOrName).members
-        let names = Set(try await contents().volumes.filter { v in members.contains { $0.volume == v.id } }.map(\.name))
+        let names = try await look { directory in
+            Set(directory.members(of: try directory.snapshot(idOrName)).map(\.name))
+        }
         try await exclusively(names) {
-            let contents = try await contents()
-            let snapshot = try contents.snapshot(idOrName)
-            try await checkDeletable(snapshot, contents)
+            let snapshot = try await look { try $0.snapshot(idOrName) }
+            try await checkDeletable(snapshot)
             try await delete(snapshot)
             logger.notice("snapshot deleted", metadata: ["snapshot": "\(snapshot.name)"])
         }
     }
 
     /// - Throws: ``API/APIFailure`` where clones stand on it or somebody reads it.
-    func checkDeletable(_ snapshot: SnapshotRecord, _ contents: Contents) async throws {
-        let clones = contents.clones(of: snapshot.id).map(\.name)
+    func checkDeletable(_ snapshot: SnapshotRecord) async throws {
+        let clones = try await look { $0.pool.clones(of: snapshot.id).map(\.name) }
         guard clones.isEmpty else {
             throw APIFailure.conflict(
                 "snapshotHasClones", "the snapshot \"\(snapshot.name)\" has clones: \(Self.list(clones))",
@@ -120,9 +118,10 @@ extension Inventory {
             _ = try Self.credentials(user, secret, nil, nil)
         }
         return try await exclusively {
-            let contents = try await contents()
-            let snapshot = try contents.snapshot(idOrName)
-            let member = try contents.member(request.volume, of: snapshot)
+            let (snapshot, member) = try await look { directory in
+                let snapshot = try directory.snapshot(idOrName)
+                return (snapshot, try directory.member(request.volume, of: snapshot))
+            }
             guard try await exports(of: snapshot.id).count < Self.exportLimit else {
                 throw APIFailure.conflict(
                     "tooManyExports", "the snapshot \"\(snapshot.name)\" has \(Self.exportLimit) exports already",
@@ -154,7 +153,7 @@ extension Inventory {
     /// Removes one export of a snapshot, or all; sessions end. Removing what is not there is no error.
     func removeExports(_ idOrName: String, iqn: String?) async throws {
         try await exclusively {
-            let snapshot = try await contents().snapshot(idOrName)
+            let snapshot = try await look { try $0.snapshot(idOrName) }
             for target in try await exports(of: snapshot.id) where iqn == nil || target.iqn == iqn?.lowercased() {
                 try await removeExport(target)
             }

@@ -11,9 +11,10 @@ extension Inventory {
         guard !request.snapshots.isEmpty || !(request.volumes ?? []).isEmpty else {
             throw APIFailure.invalid("name at least one snapshot or volume")
         }
-        let contents = try await contents()
-        let snapshots = try request.snapshots.map { try contents.snapshot($0).id }
-        let volumes = try (request.volumes ?? []).map { try contents.volume(named: $0).id }
+        let (snapshots, volumes) = try await look { directory in
+            let snapshots = try request.snapshots.map { try directory.snapshot($0).id }
+            return (snapshots, try (request.volumes ?? []).map { try directory.volume(named: $0).id })
+        }
         return try await space(of: snapshots, volumes: volumes)
     }
 
@@ -37,7 +38,7 @@ extension Inventory {
     func withSpace(_ volume: VolumeInfo) async throws -> VolumeInfo {
         var result = volume
         guard let id = VolumeID(volume.id) else { return result }
-        let snapshots = try await contents().snapshots.filter { $0.members.contains { $0.volume == id } }.map(\.id)
+        let snapshots = try await snapshotRecords(of: id).map(\.record.id)
         result.space = try await unlessUnknown {
             let head = try await space(of: [], volumes: [id])
             let below = snapshots.isEmpty ? nil : try await space(of: snapshots)
@@ -63,16 +64,15 @@ extension Inventory {
 
     /// Makes a clone the owner of the snapshots that it stands on.
     func promote(_ name: String) async throws -> PromoteResult {
-        let known = try await contents()
-        let former = try formerOwner(of: name, known)
+        let former = try await look { try Self.formerOwner(of: name, $0).former }
         return try await exclusively([name, former.name]) {
-            let contents = try await contents()
-            let clone = try contents.volume(named: name)
-            let former = try formerOwner(of: name, contents)
-            try await refuseWhileExported(clone, former, contents)
-            let pool = pool
-            let moved = try await blocking.run { try pool.promote(clone.id).snapshots }
-            let names = moved.compactMap { id in contents.snapshots.first { $0.id == id }?.name }
+            let (clone, former) = try await look { try Self.formerOwner(of: name, $0) }
+            try await refuseWhileExported(clone, former)
+            let (moved, names) = try await look { directory in
+                let moved = try directory.pool.promote(clone.id).snapshots
+                let shown = moved.compactMap { try? directory.snapshot($0.description) }
+                return (moved, shown.map(\.name))
+            }
             logger.notice(
                 "clone promoted",
                 metadata: ["volume": "\(name)", "former": "\(former.name)", "count": "\(moved.count)"])
@@ -80,24 +80,27 @@ extension Inventory {
         }
     }
 
-    private func formerOwner(of name: String, _ contents: Contents) throws -> VolumeRecord {
-        let clone = try contents.volume(named: name)
-        guard let origin = clone.clonedFrom, let former = contents.volume(origin.volume) else {
+    private static func formerOwner(
+        of name: String, _ directory: PoolDirectory
+    ) throws -> (clone: VolumeRecord, former: VolumeRecord) {
+        let clone = try directory.volume(named: name)
+        guard let origin = clone.clonedFrom, let former = directory.volume(origin.volume) else {
             throw APIFailure(
                 status: 404, code: "cloneNotFound", message: "the volume \"\(name)\" is no clone of another volume",
                 hint: "stillpoint clone list shows the clones")
         }
-        return former
+        return (clone, former)
     }
 
     /// An export names the volume that its snapshot's member belongs to.
-    private func refuseWhileExported(
-        _ clone: VolumeRecord, _ former: VolumeRecord, _ contents: Contents
-    ) async throws {
-        let origin = contents.snapshots.first { $0.id == clone.clonedFrom?.snapshot }
-        for snapshot in contents.snapshots where snapshot.epoch <= origin?.epoch ?? 0 {
-            let luns = try await exports(of: snapshot.id).flatMap(\.luns)
-            guard luns.contains(where: { $0.volumeID == former.id.description }) else { continue }
+    private func refuseWhileExported(_ clone: VolumeRecord, _ former: VolumeRecord) async throws {
+        let exported = try await catalog.targets().flatMap(\.luns).filter { $0.volumeID == former.id.description }
+            .compactMap(\.snapshotID)
+        let found = try await look { directory in
+            let origin = clone.clonedFrom.flatMap { try? directory.pool.snapshot($0.snapshot) }
+            return exported.compactMap { try? directory.snapshot($0) }.filter { $0.epoch <= origin?.epoch ?? 0 }
+        }
+        if let snapshot = found.min(by: { $0.epoch < $1.epoch }) {
             throw APIFailure.conflict(
                 "snapshotInUse",
                 "the snapshot \"\(snapshot.name)\" of \"\(former.name)\" is exported read-only to an initiator",

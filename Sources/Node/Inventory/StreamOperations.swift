@@ -33,25 +33,27 @@ extension Inventory {
     func diff(
         _ idOrName: String, from: String?, volume: String?, fromVolume: String?, offset: UInt64
     ) async throws -> ChunkSource {
-        let contents = try await contents()
-        let newer = try contents.snapshot(idOrName)
-        let member = try contents.member(volume, of: newer)
-        let older = try from.map { try contents.snapshot($0) }
-        let olderVolume = try fromVolume.map { try contents.volume(named: $0).id }
+        let (newer, member, older, olderVolume) = try await look { directory in
+            let newer = try directory.snapshot(idOrName)
+            let member = try directory.member(volume, of: newer)
+            let older = try from.map { try directory.snapshot($0) }
+            return (newer, member, older, try fromVolume.map { try directory.volume(named: $0).id })
+        }
         return try await diff(from: older?.id, to: newer.id, member.id, olderVolume, offset: offset) {}
     }
 
     /// What changed in a volume since a snapshot, up to now: against a snapshot that is taken for it, shown nowhere and
     /// deleted at the end. A restart deletes it, too.
     func diff(volume name: String, from: String?) async throws -> ChunkSource {
-        let contents = try await contents()
-        let volume = try contents.volume(named: name)
-        let older = try from.map { try contents.snapshot($0) }
+        let (volume, older) = try await look { directory in
+            (try directory.volume(named: name), try from.map { try directory.snapshot($0) })
+        }
         let attributes = SnapshotAttributes(
             sagaID: "", state: .pending, requested: .crash, achieved: .crash, quietSeconds: 0, evidence: nil)
-        let (pool, logger, blocking) = (pool, logger, blocking)
+        let (pool, logger, blocking, pending) = (pool, logger, blocking, pending)
         let bytes = try attributes.bytes()
         let now = SnapshotID.random()
+        pending.insert(now)
         _ = try await exclusively([name]) {
             try await blocking.run {
                 try pool.createSnapshot(id: now, name: "diff-\(now)", volumes: [volume.id], attributes: bytes)
@@ -60,6 +62,7 @@ extension Inventory {
         let forget: @Sendable () async -> Void = {
             do {
                 try await blocking.run { try pool.deleteSnapshot(now) }
+                pending.remove(now)
             } catch {
                 logger.error("the snapshot of a diff could not be deleted", metadata: ["error": "\(error)"])
             }
@@ -99,9 +102,9 @@ extension Inventory {
 
     /// A snapshot as a stream: docs/send-stream.md.
     func send(_ idOrName: String, from: String?, resume: String?) async throws -> ChunkSource {
-        let contents = try await contents()
-        let snapshot = try contents.snapshot(idOrName)
-        let older = try from.map { try contents.snapshot($0) }
+        let (snapshot, older) = try await look { directory in
+            (try directory.snapshot(idOrName), try from.map { try directory.snapshot($0) })
+        }
         let token = try resume.map { text in
             guard let token = ResumeToken(text) else {
                 throw APIFailure.invalid("\"\(text.prefix(140))\" is no token to resume with")
@@ -145,9 +148,9 @@ extension Inventory {
                 try await blocking.run { try session.feed(buffer) }
                 if targets == nil, let found = session.targets {
                     targets = found
-                    let contents = try await contents()
                     for name in found {
-                        try refuseWhileInUse(name, naa: try contents.volume(named: name).naa.description)
+                        let naa = try await look { try $0.volume(named: name).naa.description }
+                        try refuseWhileInUse(name, naa: naa)
                     }
                 }
             }
@@ -164,8 +167,7 @@ extension Inventory {
     private func finish(_ session: ReceiverBox, _ targets: [String]) async throws -> SnapshotRecord {
         let blocking = blocking
         return try await exclusively(Set(targets)) {
-            let contents = try await contents()
-            let volumes = targets.compactMap { name in contents.volumes.first { $0.name == name } }
+            let volumes = try await look { directory in targets.compactMap { directory.pool.volume(named: $0) } }
             for volume in volumes { registry.blockLogins(naa: volume.naa.description) }
             defer { for volume in volumes { registry.unblockLogins(naa: volume.naa.description) } }
             for volume in volumes { try refuseWhileInUse(volume.name, naa: volume.naa.description) }

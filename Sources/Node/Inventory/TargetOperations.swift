@@ -171,7 +171,7 @@ extension Inventory {
             return (device, try LogicalUnitIdentity(naa: naa, serial: Self.serial(naa)))
         }
         return try await blocking.run {
-            guard let volume = pool.volumes().first(where: { $0.id == volumeID }) else {
+            guard let volume = try? pool.volume(volumeID) else {
                 throw APIFailure.unknown("volume", lun.volumeID)
             }
             let naa = volume.naa.description

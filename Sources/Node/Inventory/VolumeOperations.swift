@@ -15,7 +15,7 @@ extension Inventory {
         try Self.checkName(request.name, of: "volume")
         try Self.checkSize(request.sizeBytes)
         return try await exclusively {
-            if try await contents().volumes.contains(where: { $0.name == request.name }) {
+            if try await look({ $0.hasVolume(named: request.name) }) {
                 throw APIFailure.conflict(
                     "volumeExists", "there is a volume \"\(request.name)\" already",
                     hint: "Choose another name; stillpoint volume show \(request.name) shows the one that is there")
@@ -33,10 +33,12 @@ extension Inventory {
     func createClone(_ request: CloneRequest) async throws -> VolumeInfo {
         try Self.checkName(request.name, of: "clone")
         return try await exclusively {
-            let contents = try await contents()
-            let snapshot = try contents.snapshot(request.snapshot)
-            let member = try contents.member(request.volume, of: snapshot)
-            if contents.volumes.contains(where: { $0.name == request.name }) {
+            let (snapshot, member, isTaken) = try await look { directory in
+                let snapshot = try directory.snapshot(request.snapshot)
+                let member = try directory.member(request.volume, of: snapshot)
+                return (snapshot, member, directory.hasVolume(named: request.name))
+            }
+            if isTaken {
                 throw APIFailure.conflict(
                     "volumeExists", "there is a volume \"\(request.name)\" already", hint: "Choose another name")
             }
@@ -80,7 +82,7 @@ extension Inventory {
     func resizeVolume(_ name: String, _ request: VolumeResizeRequest) async throws -> VolumeInfo {
         try Self.checkSize(request.sizeBytes)
         return try await exclusively([name]) {
-            let volume = try await contents().volume(named: name)
+            let volume = try await look { try $0.volume(named: name) }
             guard request.sizeBytes >= volume.sizeBytes else {
                 throw APIFailure(
                     status: 400, code: "shrinkRefused",
@@ -104,8 +106,7 @@ extension Inventory {
     /// - Parameter onlyClones: Refuse a volume that is no clone.
     func deleteVolume(_ name: String, withSnapshots: Bool, onlyClones: Bool = false) async throws {
         try await exclusively([name]) {
-            let contents = try await contents()
-            let volume = try contents.volume(named: name)
+            let volume = try await look { try $0.volume(named: name) }
             if onlyClones, volume.clonedFrom == nil {
                 throw APIFailure(
                     status: 404, code: "cloneNotFound", message: "the volume \"\(name)\" is no clone",
@@ -116,7 +117,7 @@ extension Inventory {
             registry.blockLogins(naa: naa)
             defer { registry.unblockLogins(naa: naa) }
             try refuseWhileInUse(name, naa: naa)
-            let doomed = try await snapshotsToDelete(with: volume, contents, isWanted: withSnapshots)
+            let doomed = try await snapshotsToDelete(with: volume, isWanted: withSnapshots)
             for snapshot in doomed { try await delete(snapshot) }
             try await unserve(volume: volume.id)
             let pool = pool
@@ -144,9 +145,9 @@ extension Inventory {
 
     /// The snapshots that go with a volume, all checked before any is deleted.
     private func snapshotsToDelete(
-        with volume: VolumeRecord, _ contents: Contents, isWanted: Bool
+        with volume: VolumeRecord, isWanted: Bool
     ) async throws -> [SnapshotRecord] {
-        let snapshots = contents.snapshots.filter { $0.members.contains { $0.volume == volume.id } }
+        let snapshots = try await snapshotRecords(of: volume.id).map(\.record)
         guard !snapshots.isEmpty else { return [] }
         guard isWanted else {
             throw APIFailure.conflict(
@@ -156,14 +157,14 @@ extension Inventory {
                 hint: "Delete them first, or delete the volume with its snapshots (--with-snapshots)")
         }
         for snapshot in snapshots {
-            let others = snapshot.members.filter { $0.volume != volume.id }.compactMap { contents.volume($0.volume) }
+            let others = try await look { $0.members(of: snapshot).filter { $0.id != volume.id } }
             guard others.isEmpty else {
                 throw APIFailure.conflict(
                     "snapshotShared",
                     "the snapshot \"\(snapshot.name)\" also holds \(Self.list(others.map(\.name)))",
                     hint: "Delete it by itself if it is not needed: stillpoint snapshot delete \(snapshot.name)")
             }
-            try await checkDeletable(snapshot, contents)
+            try await checkDeletable(snapshot)
         }
         return snapshots
     }

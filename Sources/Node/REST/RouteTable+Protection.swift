@@ -96,7 +96,7 @@ extension RouteTable {
                 summary: "One agent, looked at now, with what it protects on the volumes.", access: .administrator,
                 answer: answer(200, "The agent.", .named("AgentInfo")), failures: [404: "agentNotFound"]
             ) { request in
-                let volumes = try await services.inventory.contents().volumes
+                let volumes = try await services.inventory.volumeRecords()
                 let references = volumes.map { VolumeReference(name: $0.name, naa: $0.naa.description) }
                 let located = services.inventory.registry.located(references)
                 return try .value(try await agents.agent(try request.parameter("name"), volumes: located))

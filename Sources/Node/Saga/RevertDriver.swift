@@ -31,13 +31,12 @@ final class RevertDriver: Sendable {
 
     private func runReserved(_ request: RevertRequest, _ report: any SagaReporting) async throws -> RevertResult {
         await ended.forgetOld(effects)
-        let (volumes, snapshot, taken) = try await resolve(request)
+        let (volumes, snapshot) = try await resolve(request)
         let isDriven = request.drive ?? false
         let plan = RevertPlan(
             sagaID: UUID().uuidString.lowercased(), volumes: request.volumes, snapshotID: snapshot.id,
             snapshotName: snapshot.name, keepID: UUID().uuidString.lowercased(),
-            keepName: SnapshotNames.unused(
-                for: request.volumes[0], at: effects.clock, mark: "before-revert-", isTaken: taken.contains),
+            keepName: try await unusedName(for: request.volumes[0]),
             isDriven: isDriven, agents: isDriven ? try await effects.candidates() : [])
         if request.dryRun ?? false { return await rehearse(plan, volumes) }
         try await refuseWhileUnfinished(volumes)
@@ -86,32 +85,47 @@ final class RevertDriver: Sendable {
         )
     }
 
+    private static func isShown(_ snapshot: SagaSnapshot) -> Bool {
+        SnapshotAttributes(bytes: snapshot.attributes)?.state != .pending
+    }
+
+    private func unusedName(for volume: String) async throws -> String {
+        let (pool, clock) = (effects.pool, effects.clock)
+        return try await effects.blocking.run {
+            SnapshotNames.unused(
+                for: volume, at: clock, mark: "before-revert-", isTaken: pool.hasSnapshot(named:))
+        }
+    }
+
     private func resolve(
         _ request: RevertRequest
-    ) async throws -> (volumes: [SagaVolume], snapshot: SagaSnapshot, taken: Set<String>) {
+    ) async throws -> (volumes: [SagaVolume], snapshot: SagaSnapshot) {
         let pool = effects.pool
-        let (all, snapshots) = try await effects.blocking.run { (pool.volumes(), pool.snapshots()) }
-        let volumes = try request.volumes.map { name in
-            guard let volume = all.first(where: { $0.name == name }) else { throw APIFailure.unknown("volume", name) }
-            return volume
+        let volumes = try await effects.blocking.run {
+            try request.volumes.map { name in
+                guard let volume = pool.volume(named: name) else { throw APIFailure.unknown("volume", name) }
+                return volume
+            }
         }
-        let taken = Set(snapshots.map(\.name))
-        let shown = snapshots.filter { SnapshotAttributes(bytes: $0.attributes)?.state != .pending }
         let group = Set(request.volumes)
         if request.undo ?? false {
             guard request.snapshot == nil else {
                 throw APIFailure.invalid("an undo goes to what was there before the last revert; name no snapshot")
             }
-            let kept = shown.filter { $0.isBeforeRevert && group.isSubset(of: $0.volumes) }
+            let kept = try await effects.blocking.run {
+                pool.snapshots(of: request.volumes[0])
+                    .filter { $0.isBeforeRevert && group.isSubset(of: $0.volumes) && Self.isShown($0) }
+            }
             guard let newest = kept.max(by: { $0.createdAt < $1.createdAt }) else {
                 throw APIFailure.conflict(
                     "nothingToUndo", "no revert of \(request.volumes.joined(separator: ", ")) is kept",
                     hint: "stillpoint snapshot list VOLUME shows what there is to go back to")
             }
-            return (volumes, newest, taken)
+            return (volumes, newest)
         }
         guard let wanted = request.snapshot else { throw APIFailure.invalid("say which snapshot to revert to") }
-        guard let snapshot = shown.first(where: { $0.id == wanted }) ?? shown.first(where: { $0.name == wanted }) else {
+        let found = try await effects.blocking.run { pool.snapshot(wanted) }
+        guard let snapshot = found, Self.isShown(snapshot) else {
             throw APIFailure.unknown("snapshot", wanted)
         }
         if let outside = request.volumes.first(where: { !snapshot.volumes.contains($0) }) {
@@ -120,7 +134,7 @@ final class RevertDriver: Sendable {
                 message: "the snapshot \"\(snapshot.name)\" has no \"\(outside)\" in it",
                 hint: "Its members are \(snapshot.volumes.joined(separator: ", "))")
         }
-        return (volumes, snapshot, taken)
+        return (volumes, snapshot)
     }
 
     /// What would be done, and what stands in its way.

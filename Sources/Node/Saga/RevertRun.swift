@@ -174,7 +174,7 @@ final class RevertRun: Sendable {
                         attributes: try attributes.bytes())
                 } catch {
                     // An error that came after the record is none.
-                    guard pool.snapshots().contains(where: { $0.id == plan.keepID }) else { throw error }
+                    guard pool.snapshot(plan.keepID) != nil else { throw error }
                 }
             }
             return .swapped

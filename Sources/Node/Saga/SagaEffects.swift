@@ -46,6 +46,10 @@ struct SagaSnapshot: Sendable, Equatable {
 protocol SnapshotCutting: Sendable {
     func volumes() -> [SagaVolume]
     func snapshots() -> [SagaSnapshot]
+    // These cost the same whatever else the pool holds.
+    func volume(named name: String) -> SagaVolume?
+    func snapshots(of volume: String) -> [SagaSnapshot]
+    func snapshot(_ idOrName: String) -> SagaSnapshot?
     /// Whether there is a snapshot of this name, in the same time whatever their number.
     func hasSnapshot(named name: String) -> Bool
     /// One record over all volumes; durable on return. Answers the birth epoch that the cut closed.
@@ -61,6 +65,11 @@ protocol SnapshotCutting: Sendable {
 
 extension SnapshotCutting {
     func hasSnapshot(named name: String) -> Bool { snapshots().contains { $0.name == name } }
+    func volume(named name: String) -> SagaVolume? { volumes().first { $0.name == name } }
+    func snapshots(of volume: String) -> [SagaSnapshot] { snapshots().filter { $0.volumes.contains(volume) } }
+    func snapshot(_ idOrName: String) -> SagaSnapshot? {
+        snapshots().first { $0.id == idOrName } ?? snapshots().first { $0.name == idOrName }
+    }
 }
 
 /// The enrolled agents. Every call ends within `timeoutSeconds`, with an answer or an error.

@@ -172,7 +172,7 @@ private final class SnapshotRecoveryRun: Sendable {
         do {
             let attributes = try SnapshotAttributes.complete(plan, evidence).bytes()
             let isThere = try await effects.blocking.run {
-                guard pool.snapshots().contains(where: { $0.id == plan.snapshotID }) else { return false }
+                guard pool.snapshot(plan.snapshotID) != nil else { return false }
                 try pool.setAttributes(snapshot: plan.snapshotID, attributes)
                 return true
             }

@@ -80,18 +80,16 @@ final class SnapshotSagaDriver: Sendable {
     func plan(_ request: SnapshotCreateRequest) async throws -> SnapshotPlan {
         let pool = effects.pool
         let clock = effects.clock
-        let (volumes, name) = try await effects.blocking.run { () throws -> ([SagaVolume], String) in
+        let name = try await effects.blocking.run { () throws -> String in
+            for name in request.volumes where pool.volume(named: name) == nil {
+                throw APIFailure.unknown("volume", name)
+            }
             if let name = request.name, pool.hasSnapshot(named: name) {
                 throw APIFailure.conflict(
                     "nameTaken", "there is a snapshot \"\(name)\" already", hint: "Choose another name")
             }
-            let name =
-                request.name
+            return request.name
                 ?? SnapshotNames.unused(for: request.volumes[0], at: clock, isTaken: pool.hasSnapshot(named:))
-            return (pool.volumes(), name)
-        }
-        for name in request.volumes where !volumes.contains(where: { $0.name == name }) {
-            throw APIFailure.unknown("volume", name)
         }
         let requested = ConsistencyLevel(request.consistency ?? .crash)
         return SnapshotPlan(
