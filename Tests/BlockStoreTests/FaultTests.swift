@@ -217,7 +217,7 @@ struct FaultTests {
         #expect(throws: BlockError.readOnly) { try readOnly.device(of: volume).write(pattern(1), at: 0) }
     }
 
-    @Test("whichever batch rots, it is refused where a later commit shows that it was durable; only the last goes unseen")
+    @Test("whichever batch rots, it is refused where a later commit shows that it was durable; the last is a torn one")
     func rottenBatches() throws {
         let disk = SimulatedDisk(seed: 1)
         let pool = try Pool.create(on: disk, options: .small())

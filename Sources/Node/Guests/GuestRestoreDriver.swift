@@ -387,7 +387,8 @@ final class GuestRestoreDriver: Sendable {
     func ask<Answer: Decodable & Sendable>(
         _ agent: String, _ call: GuestRestoreCall, _ seconds: Double
     ) async throws -> Answer {
-        let references = try await inventory.volumeRecords().map { VolumeReference(name: $0.name, naa: $0.naa.description) }
+        let references = try await inventory.volumeRecords()
+            .map { VolumeReference(name: $0.name, naa: $0.naa.description) }
         let request = GuestRestoreAgentRequest(call: call, volumes: inventory.registry.located(references))
         return try await registry.client(agent).restoreGuest(request, timeoutSeconds: seconds)
     }
