@@ -106,6 +106,33 @@ struct FaultTests {
         }
     }
 
+    @Test("a journal that cannot be read at the moment is no journal that ends there: the pool does not open")
+    func unreadableJournal() throws {
+        let volume = VolumeID.random()
+        let disk = SimulatedDisk(seed: 1)
+        let pool = try Pool.create(on: disk, options: .small())
+        _ = try pool.createVolume(id: volume, name: "v", sizeBytes: 1 * mib)
+        try pool.maintain()
+        for tag in 1...UInt64(3) { try pool.device(of: volume).write(pattern(tag), at: 0, durability: .durable) }
+        pool.core.monitor.withLock { pool.core.forgetObjects() }
+        let journal = Format.journalBlock..<(Format.journalBlock + 256)
+        for wrong in 1...3 {
+            let failing = disk.copy()
+            // SAFETY: one thread calls it.
+            nonisolated(unsafe) var reads = 0
+            failing.setPlan { _, call in
+                guard case .read(let block) = call, journal.contains(block) else { return nil }
+                reads += 1
+                return reads == wrong ? .fail(errno: 5) : nil
+            }
+            #expect(throws: PoolError.self) { try Pool.open(on: failing, options: .small()) }
+            failing.setPlan(nil)
+            let opened = try Pool.open(on: failing, options: .small())
+            #expect(try opened.device(of: volume).read(4096, at: 0) == pattern(3))
+            try opened.close()
+        }
+    }
+
     @Test("a pool that is made where an older one was is a new one, whatever the old one left")
     func overAnOldOne() throws {
         let volume = VolumeID.random()

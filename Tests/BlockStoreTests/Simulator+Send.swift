@@ -157,6 +157,9 @@ extension Simulator {
         guard Set(replica.pool.snapshots().map(\.id)) == Set(replica.snapshots.keys) else {
             throw fail("a half received snapshot is visible, or one is lost")
         }
+        guard replica.pool.volumes().allSatisfy({ !$0.name.hasPrefix("receive:") }) else {
+            throw fail("the volumes of a transfer are visible")
+        }
         if generator.chance(10), replica.pool.receives().contains(where: { $0.snapshot == id }) {
             log.append("  the transfer is aborted")
             try replica.pool.abortReceive(id)
