@@ -98,6 +98,11 @@ struct SpaceMapTests {
         let other = try #require(try map.allocateData(2))
         #expect(other == 16..<18)
         #expect(map.holdGroup(behind: other) == 18..<32)
+        // Not more than two: the next one is written to like any other place.
+        let third = try #require(try map.allocateData(1))
+        #expect(third == 32..<33)
+        #expect(map.holdGroup(behind: third) == nil)
+        try map.release(32)
         try map.releaseHeld(18..<32)
         try map.releaseHeld(held)
         #expect(map.dataFree == free - 2)

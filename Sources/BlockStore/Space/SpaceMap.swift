@@ -77,6 +77,7 @@ final class SpaceMap {
     private var runHint = 0
     /// So many more allocations take what there is, long runs or not.
     private var allocationsWithoutRuns = 0
+    private var heldGroups = 0
     private var metadataRegion = 0
     private var metadataHint = 0
     private let reusesBlocksFirst: Bool
@@ -544,12 +545,17 @@ final class SpaceMap {
     /// 64 KiB: what is punched out at a time, and backed with storage at a time.
     static let groupBlocks = 16
 
+    /// More of them would be begun by many writers at once, and a flush would write the zeros behind them.
+    private static let groupsToHold = 2
+
     /// Takes the rest of a group whose first blocks were just handed out, where the whole of it was free and may have
     /// no storage: for the time of the write, which gives it all some. Nil where there is nothing to be gained.
     func holdGroup(behind run: Range<UInt64>) -> Range<UInt64>? {
         let count = UInt64(Self.groupBlocks)
         // Near the end of the room nobody is to miss what others hold.
-        guard run.lowerBound % count == 0, run.count < Self.longRunBlocks, dataFree > 1024 else { return nil }
+        guard heldGroups < Self.groupsToHold, run.lowerBound % count == 0, run.count < Self.longRunBlocks,
+            dataFree > 1024
+        else { return nil }
         let region = Int(run.lowerBound / regionBlocks)
         guard let bits = regions[region].bits else { return nil }
         let bit = Int(run.lowerBound % regionBlocks)
@@ -560,11 +566,13 @@ final class SpaceMap {
         bits.backedGroups[group / 64] |= 1 << UInt64(group % 64)
         for bit in rest { Self.set(bits.busy, bit) }
         countBusy(region, by: rest.count)
+        heldGroups += 1
         return run.upperBound..<(run.lowerBound + count)
     }
 
     /// Gives back what was held: the next small writes go there.
     func releaseHeld(_ rest: Range<UInt64>) throws(PoolError) {
+        heldGroups -= 1
         try release(rest)
         let (region, bit) = try place(rest.lowerBound)
         if region == dataRegion { dataHint = min(dataHint, bit) }
