@@ -252,11 +252,12 @@ struct CheckerTests {
     }
 
     @Test("an owner is the same after it was packed into its 16 bytes")
-    func packing() {
+    func packing() throws {
         let owner = OwnerTable.Owner(
             kind: .data, level: 0, logical: (1 << 34) - 1, birth: Format.maxEpoch, crc: 0xdead_beef)
         let page = OwnerTable.Owner(kind: .map, level: 4, logical: 1 << 33, birth: 77)
-        var table = OwnerTable(100..<102)
+        var table = try OwnerTable(capacity: 2)
+        table.begin(100..<102)
         table.markLeaving(100)
         #expect(table.claim(100, owner) == nil)
         #expect(table.claim(101, page) == nil)
@@ -264,5 +265,7 @@ struct CheckerTests {
         #expect(table[101] == page)
         #expect(table.isLeaving(100) && !table.isLeaving(101))
         #expect(table.claim(100, page) == owner)
+        table.begin(200..<202)
+        #expect(!table.isOwned(200) && !table.isLeaving(200) && !table.isOwned(201))
     }
 }

@@ -1,3 +1,5 @@
+internal import Glibc
+
 /// Who owns each block of one stretch of the pool: 16 bytes a block, whatever the pool holds.
 struct OwnerTable: ~Copyable {
     enum Kind: UInt64 {
@@ -59,17 +61,27 @@ struct OwnerTable: ~Copyable {
     static let bytesPerBlock: UInt64 = 16
     private static let leaving: UInt64 = 1 << 50
 
-    let blocks: Range<UInt64>
-    // SAFETY: one initialized slot for each of `blocks`, reached through indices within that range only.
+    private(set) var blocks: Range<UInt64> = 0..<0
+    private let capacity: Int
+    // SAFETY: `capacity` initialized slots; reached through indices within `blocks` only, which are no more.
     private let slots: UnsafeMutablePointer<(UInt64, UInt64)>
 
-    init(_ blocks: Range<UInt64>) {
-        self.blocks = blocks
-        slots = .allocate(capacity: max(1, blocks.count))
-        slots.initialize(repeating: (0, 0), count: max(1, blocks.count))
+    /// For stretches of so many blocks; one after the other uses the same memory.
+    ///
+    /// - Throws: where it cannot be had.
+    init(capacity: Int) throws(PoolError) {
+        self.capacity = capacity
+        slots = try reserveZeros(capacity, of: (UInt64, UInt64).self)
     }
 
-    deinit { slots.deallocate() }
+    deinit { free(slots) }
+
+    /// Forgets the stretch before; nobody owns anything of this one.
+    mutating func begin(_ blocks: Range<UInt64>) {
+        precondition(blocks.count <= capacity)
+        (slots + 0).update(repeating: (0, 0), count: self.blocks.count)
+        self.blocks = blocks
+    }
 
     private func index(_ block: UInt64) -> Int { Int(block - blocks.lowerBound) }
 

@@ -1,6 +1,6 @@
 internal import BlockIO
 
-/// One walk over everything that a pool references, which proves what is in one stretch of it. The first walk also
+/// Walks over everything that a pool references, each of which proves what is in one stretch of it. The first walk also
 /// proves what concerns no single block. Used with the pool's locks held.
 struct PoolWalk: ~Copyable {
     private typealias Owner = OwnerTable.Owner
@@ -8,15 +8,17 @@ struct PoolWalk: ~Copyable {
     private let core: PoolCore
     private let verifiesData: Bool
     private var owners: OwnerTable
-    private let isFirst: Bool
-    /// Number of this walk, and the bit of its stretch.
-    private let number: Int
-    private let stretch: UInt64
+    private let walks: PoolWalks
+    /// Number of the walk, which is that of its stretch.
+    private var number = 0
+    private var isFirst: Bool { number == 0 }
     /// Map pages that were visited as a whole, by the walks before too.
     private let visited: VisitedPages
     /// Mapped blocks of each dataset, from the cursor on where it is being reclaimed.
     private var mappedIn: [UInt64: UInt64] = [:]
-    private var report: PoolCheckReport
+    private(set) var report = PoolCheckReport()
+    /// Map pages that this walk looked at.
+    private var pagesOfWalk: UInt64 = 0
     /// Something of a map cannot be read, so that not all that is in use can be known.
     private var hasLoss = false
     /// A page cannot be read, so that what it leads to is not known: nothing that seems to have no owner may be freed.
@@ -28,19 +30,30 @@ struct PoolWalk: ~Copyable {
     /// Regions whose bitmap cannot be read; of pages above those the first one below.
     private var wrongBitmaps: [Int] = []
 
-    init(_ walks: PoolWalks, number: Int, verifiesData: Bool, report: PoolCheckReport) {
+    /// - Throws: where there is no memory for the owners of a stretch.
+    init(_ walks: PoolWalks, verifiesData: Bool) throws(PoolError) {
         core = walks.core
+        self.walks = walks
         self.verifiesData = verifiesData
-        self.report = report
-        self.number = number
-        let blocks = walks.stretch(number)
-        owners = OwnerTable(blocks)
         visited = walks.visited
-        stretch = visited.stretch(of: blocks.lowerBound)
-        isFirst = number == 0
+        owners = try OwnerTable(capacity: walks.stretch(0).count)
     }
 
-    mutating func run() -> PoolCheckReport {
+    private mutating func begin(_ number: Int) {
+        self.number = number
+        owners.begin(walks.stretch(number))
+        pagesOfWalk = 0
+        mappedIn = [:]
+        hasLoss = false
+        isBlind = false
+        lost = nil
+        wrongPages = []
+        wrongBitmaps = []
+    }
+
+    /// Proves what is in one stretch.
+    mutating func run(_ number: Int) {
+        begin(number)
         report.volumes = core.volumes.count
         report.snapshots = core.snapshots.count
         claimAll()
@@ -48,7 +61,6 @@ struct PoolWalk: ~Copyable {
         checkOverlay()
         checkSpace()
         if verifiesData { verifyData() }
-        return report
     }
 
     /// Everything that the checkpoint reaches.
@@ -66,7 +78,8 @@ struct PoolWalk: ~Copyable {
     }
 
     /// Frees what nothing reaches in this stretch. Returns the number of blocks.
-    mutating func rebuild() throws(PoolError) -> UInt64 {
+    mutating func rebuild(_ number: Int) throws(PoolError) -> UInt64 {
+        begin(number)
         claimAll()
         guard !isBlind else { return 0 }
         var freed = 0
@@ -178,10 +191,12 @@ struct PoolWalk: ~Copyable {
         }
         // Of a page that reclaim is in the middle of only the rest counts.
         if start >= cursor, let known = visited[pointer.block],
-            known.walk == number || known.stretches & stretch == 0
+            known.walk == number || !visited.reaches(known.reach, stretch: number)
         {
             return known
         }
+        pagesOfWalk += 1
+        if pagesOfWalk % 4096 == 0 { walks.tell(.maps, number, pages: pagesOfWalk) }
         guard let page = try? core.loadPage(pointer) else {
             if wrongPages.insert(pointer.block).inserted {
                 let place = bytes(of: start, MapSpan.blocks(level), in: dataset)
@@ -191,7 +206,7 @@ struct PoolWalk: ~Copyable {
             isBlind = true
             return found
         }
-        found.stretches = visited.stretch(of: pointer.block)
+        _ = visited.note(pointer.block, in: &found.reach)
         if level == 0 {
             claimEntries(page, pointer, start, dataset, &found)
         } else {
@@ -203,7 +218,7 @@ struct PoolWalk: ~Copyable {
                     page[child: index], dataset, level: level - 1, start: childStart, newest: pointer.birth,
                     cursor: cursor)
                 found.mappedBlocks += below.mappedBlocks
-                found.stretches |= below.stretches
+                found.reach.formUnion(below.reach)
             }
         }
         if page.isZero { problemOnce("map page \(pointer.block) is empty") }
@@ -215,6 +230,8 @@ struct PoolWalk: ~Copyable {
         _ page: Page, _ pointer: NodePointer, _ start: UInt64, _ dataset: Dataset,
         _ found: inout VisitedPages.Visit
     ) {
+        // Blocks of one leaf mostly lie near each other.
+        var near: Range<UInt64> = 0..<0
         for index in 0..<Int(Format.leafEntries) {
             let entry = page[entry: index]
             guard !entry.isNull else { continue }
@@ -223,7 +240,7 @@ struct PoolWalk: ~Copyable {
                 continue
             }
             found.mappedBlocks += 1
-            found.stretches |= visited.stretch(of: entry.block)
+            if !near.contains(entry.block) { near = visited.note(entry.block, in: &found.reach) }
             if entry.birth > pointer.birth { problemOnce("block \(entry.block) is younger than its map page") }
             let owner = Owner(kind: .data, logical: start + UInt64(index), birth: entry.birth, crc: entry.crc)
             if claim(entry.block, owner) { report.dataBlocks += 1 }
@@ -248,10 +265,10 @@ struct PoolWalk: ~Copyable {
             do throws(PoolError) {
                 try MetadataWriter.forEachStreamPage(
                     root, lengthBytes: lengthBytes,
-                    load: { pointer throws(PoolError) in try core.loadPage(pointer) }
+                    load: { pointer throws(PoolError) in try core.loadPage(pointer, as: "page") }
                 ) { [isFirst] pointer, _ throws(PoolError) in
                     // What was proven once is not read for each stretch.
-                    if isFirst { _ = try core.loadPage(pointer) }
+                    if isFirst { _ = try core.loadPage(pointer, as: "page") }
                     blocks.append(pointer.block)
                 }
             } catch {
@@ -428,21 +445,50 @@ struct PoolWalk: ~Copyable {
     // MARK: Data
 
     private mutating func verifyData() {
+        let most: UInt64 = 256
         let buffer = UnsafeMutableRawBufferPointer.allocate(
-            byteCount: Format.blockBytes, alignment: Format.blockBytes)
+            byteCount: Int(most) * Format.blockBytes, alignment: Format.blockBytes)
         defer { buffer.deallocate() }
-        for block in owners.blocks {
-            guard owners[block].kind == .data else { continue }
-            let (logical, crc) = (owners[block].logical, owners[block].crc)
-            do {
-                try core.file.read(at: block * UInt64(Format.blockBytes), into: buffer)
-                report.verifiedBlocks += 1
-                if CRC32C.checksum(UnsafeRawBufferPointer(buffer)) != crc {
-                    problem("\(places(of: block, logical)), is not what was written", .data)
-                }
-            } catch {
-                let reason = PoolError.io(operation: "reading it", errno: error.errno)
-                problem("\(places(of: block, logical)): \(reason)", .data)
+        var block = owners.blocks.lowerBound
+        var untold: UInt64 = 0
+        while block < owners.blocks.upperBound {
+            guard owners[block].kind == .data else {
+                block += 1
+                continue
+            }
+            var run = block..<(block + 1)
+            while run.count < most, run.upperBound < owners.blocks.upperBound, owners[run.upperBound].kind == .data {
+                run = run.lowerBound..<(run.upperBound + 1)
+            }
+            verify(run, buffer)
+            block = run.upperBound
+            untold += UInt64(run.count)
+            if untold >= 16384 {
+                walks.tell(.data, number, at: block)
+                untold = 0
+            }
+        }
+    }
+
+    /// Blocks of data that lie one after the other, read at once; one by one where that fails.
+    private mutating func verify(_ run: Range<UInt64>, _ buffer: UnsafeMutableRawBufferPointer) {
+        let part = UnsafeMutableRawBufferPointer(rebasing: buffer[..<(run.count * Format.blockBytes)])
+        do {
+            try core.file.read(at: run.lowerBound * UInt64(Format.blockBytes), into: part)
+        } catch {
+            guard run.count == 1 else {
+                for block in run { verify(block..<(block + 1), buffer) }
+                return
+            }
+            let reason = PoolError.io(operation: "reading it", errno: error.errno)
+            return problem("\(places(of: run.lowerBound, owners[run.lowerBound].logical)): \(reason)", .data)
+        }
+        for (index, block) in run.enumerated() {
+            let owner = owners[block]
+            let bytes = part[(index * Format.blockBytes)..<((index + 1) * Format.blockBytes)]
+            report.verifiedBlocks += 1
+            if CRC32C.checksum(UnsafeRawBufferPointer(rebasing: bytes)) != owner.crc {
+                problem("\(places(of: block, owner.logical)), is not what was written", .data)
             }
         }
     }

@@ -226,10 +226,12 @@ final class PoolCore: @unchecked Sendable {
 
     // MARK: Pages
 
+    /// - Parameter what: A word for the page, where it is wrong.
     static func loadPage(
-        _ pointer: NodePointer, file: any StorageFile, cache: PageCache, key: (UInt64, UInt64), uncached: Bool = false
+        _ pointer: NodePointer, file: any StorageFile, cache: PageCache, key: (UInt64, UInt64), uncached: Bool = false,
+        as what: String = "map page"
     ) throws(PoolError) -> Page {
-        guard !pointer.isLost else { throw .damaged("a map page was lost") }
+        guard !pointer.isLost else { throw .damaged("a \(what) was lost") }
         guard pointer.block < Format.lostBlock else { throw .damaged("block \(pointer.block) lies in no pool") }
         if let page = cache[pointer.block] { return page }
         let page = Page(isAligned: uncached)
@@ -241,10 +243,10 @@ final class PoolCore: @unchecked Sendable {
                 try file.read(at: offset, into: page.mutableBytes)
             }
         } catch {
-            throw .io(operation: "reading map page \(pointer.block)", errno: error.errno)
+            throw .io(operation: "reading \(what) \(pointer.block)", errno: error.errno)
         }
         guard PageDigest(of: page.bytes, key: key) == pointer.digest else {
-            throw .damaged("map page \(pointer.block) is not what was written")
+            throw .damaged("\(what) \(pointer.block) is not what was written")
         }
         cache.insert(page, at: pointer.block)
         return page
@@ -271,8 +273,10 @@ final class PoolCore: @unchecked Sendable {
         }
     }
 
-    func loadPage(_ pointer: NodePointer, uncached: Bool = false) throws(PoolError) -> Page {
-        try Self.loadPage(pointer, file: file, cache: cache, key: digestKey, uncached: uncached)
+    func loadPage(
+        _ pointer: NodePointer, uncached: Bool = false, as what: String = "map page"
+    ) throws(PoolError) -> Page {
+        try Self.loadPage(pointer, file: file, cache: cache, key: digestKey, uncached: uncached, as: what)
     }
 
     /// The leaf that maps `block`, or nil where nothing is mapped.

@@ -217,13 +217,15 @@ extension PoolCore {
         try visit(superblock.allocationRoot, topLevel, 0)
     }
 
-    func readStream(_ root: NodePointer, lengthBytes: UInt64) throws(PoolError) -> [UInt8] {
+    func readStream(
+        _ root: NodePointer, lengthBytes: UInt64, as what: String = "page of attributes"
+    ) throws(PoolError) -> [UInt8] {
         var bytes: [UInt8] = []
         bytes.reserveCapacity(Int(lengthBytes) + Format.blockBytes)
         try MetadataWriter.forEachStreamPage(
-            root, lengthBytes: lengthBytes, load: { pointer throws(PoolError) in try loadPage(pointer) }
+            root, lengthBytes: lengthBytes, load: { pointer throws(PoolError) in try loadPage(pointer, as: what) }
         ) { pointer, level throws(PoolError) in
-            if level == 0 { bytes.append(contentsOf: try loadPage(pointer).bytes) }
+            if level == 0 { bytes.append(contentsOf: try loadPage(pointer, as: what).bytes) }
         }
         guard UInt64(bytes.count) >= lengthBytes else { throw .damaged("a stream ends too early") }
         bytes.removeLast(bytes.count - Int(lengthBytes))
@@ -231,7 +233,8 @@ extension PoolCore {
     }
 
     private func restoreCatalog() throws(PoolError) {
-        let bytes = try readStream(superblock.catalogRoot, lengthBytes: superblock.catalogBytes)
+        let bytes = try readStream(
+            superblock.catalogRoot, lengthBytes: superblock.catalogBytes, as: "page of the catalog")
         let image: CatalogImage
         do {
             image = try CatalogImage.decode(bytes)

@@ -9,11 +9,11 @@ extension PoolCore {
         defer { maintenance.unlock() }
         monitor.lock()
         defer { monitor.unlock() }
-        let walks = PoolWalks(self, memoryBytes: memoryBytes)
+        let walks = try PoolWalks(self, memoryBytes: memoryBytes)
+        var walk = try PoolWalk(walks, verifiesData: false)
         var freed: UInt64 = 0
         for number in 0..<walks.count {
-            var walk = PoolWalk(walks, number: number, verifiesData: false, report: PoolCheckReport())
-            freed += try walk.rebuild()
+            freed += try walk.rebuild(number)
             if walk.isBlind { return nil }
         }
         space.hasLosses = false

@@ -47,17 +47,20 @@ extension NodeServices {
 ///   - path: The pool's file or device; nil for what the configuration says.
 ///   - verifiesData: Whether data blocks are read, too, and not the maps alone.
 ///   - repairs: Rebuilds the allocation map from the maps first, which frees what was set aside.
+///   - memoryBytes: What it may take in all; nil for half a GiB. More means fewer walks over the maps.
 ///   - clearsFailure: Lets the next start open a pool for writing that had failed, if it is sound.
+///   - progress: Called often, with how far it is.
 /// - Throws: ``ServeFailure`` where a node has it open, or there is none.
 public func checkPool(
     _ configuration: NodeConfiguration, path: String? = nil, verifiesData: Bool, repairs: Bool = false,
-    clearsFailure: Bool
+    memoryBytes: UInt64? = nil, clearsFailure: Bool, progress: ((String) -> Void)? = nil
 ) throws -> PoolCheckInfo {
     let path = path ?? configuration.effectivePoolPath
+    let memoryBytes = memoryBytes ?? PoolChecker.defaultMemoryBytes
     do {
         var repaired: UInt64?
         if repairs {
-            repaired = try PoolChecker.repair(path: path)
+            repaired = try PoolChecker.repair(path: path, memoryBytes: memoryBytes)
             if repaired == nil {
                 throw ServeFailure(
                     "nothing was repaired: a page of a map in \(path) cannot be read, and what it leads to is not "
@@ -66,7 +69,9 @@ public func checkPool(
                 )
             }
         }
-        let report = try PoolChecker.check(path: path, verifiesData: verifiesData)
+        let report = try PoolChecker.check(
+            path: path, verifiesData: verifiesData, memoryBytes: memoryBytes,
+            progress: progress.map { tell in { tell(progressText($0)) } })
         if clearsFailure, report.isSound { PoolFailureMark.remove(configuration.dataDirectory) }
         return PoolCheckInfo(
             path: path, isSound: report.isSound, problems: report.problems, advice: advice(report.kinds),
@@ -86,6 +91,20 @@ public func checkPool(
         }
     }
 }
+
+private func progressText(_ progress: PoolCheckProgress) -> String {
+    let stage =
+        switch progress.stage {
+        case .maps: "walking the maps"
+        case .data: "reading the data"
+        }
+    return "\(Int(progress.percent)) %, \(stage) of part \(progress.stretch) of \(progress.stretchCount)"
+}
+
+/// The memory that a check can be given, in bytes: what it needs at least, and what the machine has.
+public let poolCheckMemoryRange: ClosedRange<UInt64> = {
+    PoolChecker.leastMemoryBytes...max(PoolChecker.leastMemoryBytes, ProcessInfo.processInfo.physicalMemory)
+}()
 
 /// What to do about each kind of problem that a check found.
 private func advice(_ kinds: Set<PoolProblemKind>) -> [String] {

@@ -100,20 +100,39 @@ struct PoolCommands: AsyncParsableCommand {
         @Option(help: ArgumentHelp("The pool's file or block device itself.", valueName: "path"), completion: .file())
         var path: String?
         @Flag(name: .customLong("no-data"), help: "Check the maps only; do not read the data.") var skipsData = false
+        @Option(
+            help: ArgumentHelp(
+                "The most memory to take, 512MiB where it is not said; with more the maps of a large pool are walked "
+                    + "less often.", valueName: "size"),
+            transform: ByteSize.init(parsing:))
+        var memory: ByteSize?
         @Flag(help: "First rebuild the allocation map from the maps, and free blocks that were set aside.")
         var repair = false
         @Flag(help: "Let the node write again to a pool that had failed, if it is sound.") var clearFailure = false
         // Only its --output matters: no node is asked.
         @OptionGroup var connection: ConnectionOptions
 
+        func validate() throws {
+            guard let memory, !poolCheckMemoryRange.contains(memory.bytes) else { return }
+            let (least, most) = (poolCheckMemoryRange.lowerBound, poolCheckMemoryRange.upperBound)
+            throw ValidationError("--memory must be from \(Show.bytes(least)) to \(Show.bytes(most)), this machine's")
+        }
+
         func run() async throws {
             let result: PoolCheckInfo
+            var told = ContinuousClock.now
+            let tell: (String) -> Void = { text in
+                guard ContinuousClock.now - told >= .seconds(5) else { return }
+                told = .now
+                Terminal.error("  " + text)
+            }
             do {
                 let flags = ["data": data.map(Serve.absolute)].compactMapValues { $0 }
                 let configuration = try NodeConfiguration.load(file: config.map(Serve.absolute), flags: flags)
                 result = try checkPool(
                     configuration, path: path.map(Serve.absolute), verifiesData: !skipsData, repairs: repair,
-                    clearsFailure: clearFailure)
+                    memoryBytes: memory?.bytes, clearsFailure: clearFailure,
+                    progress: connection.isJSON ? nil : tell)
             } catch let error as ConfigurationInvalid {
                 throw CommandFailure("Nothing was checked: \(error.description)")
             } catch let error as ServeFailure {
