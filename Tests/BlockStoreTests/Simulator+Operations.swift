@@ -225,11 +225,23 @@ extension Simulator {
 
     /// Often with a crash soon after it, when what it freed is used again and nothing was synced since.
     func checkpoint(_ volume: VolumeID) throws {
+        if generator.chance(40) { planToDieAtSuperblock() }
         try maintain()
-        guard generator.chance(50) else { return }
+        guard pool != nil, generator.chance(50) else { return }
         for _ in 0...generator.below(4) where pool != nil { try write(volume, mayBeDurable: generator.chance(30)) }
         losesPower = generator.chance(60)
         if pool != nil { crash("after a checkpoint") }
+    }
+
+    /// The power fails where a superblock is written and not synced yet.
+    private func planToDieAtSuperblock() {
+        // SAFETY: the disk asks in the one thread that there is.
+        nonisolated(unsafe) var isWritten = false
+        setPlan { _, call in
+            if case .write(let block) = call, block < Format.journalBlock { isWritten = true }
+            return isWritten && call == .sync ? .powerLoss : nil
+        }
+        losesPower = true
     }
 
     func maintain() throws {
@@ -243,6 +255,12 @@ extension Simulator {
 
     /// Often the one that a head stands on, with writes between the steps of its reclaim.
     func deleteSnapshot() throws {
+        let large = model.volumes.filter { $0.value.sizeBytes > 150 << 20 }.keys
+        if model.snapshots.count < snapshotLimit, generator.chance(12),
+            let volume = large.min(by: { $0.description < $1.description })
+        {
+            return try reclaimUnderWrites(volume)
+        }
         var chosen = pickSnapshot()
         let heads = model.heads.keys.sorted { $0.description < $1.description }.filter {
             model.heads[$0]!.parent != nil
@@ -273,10 +291,44 @@ extension Simulator {
         let shared = (former?.blocks ?? [:]).filter { blocks[$0.key] == $0.value }.keys.sorted()
         guard !shared.isEmpty else { return try write(volume) }
         let block = shared[Int(generator.below(UInt64(shared.count)))]
-        lastRange = (volume, (block * 8)..<(block * 8 + 8))
+        try write(volume, over: (block * 8)..<(block * 8 + 8))
+    }
+
+    private func write(_ volume: VolumeID, over range: Range<UInt64>) throws {
+        lastRange = (volume, range)
         interruption.repeatPercent = 100
         defer { interruption.repeatPercent = 25 }
         try write(volume, mayBeDurable: false)
+    }
+
+    /// A snapshot of which the volume changes a little in every leaf, so that reclaim has to stop in each; meanwhile
+    /// the volume overwrites what it still shares with it, before and behind the place where reclaim is.
+    private func reclaimUnderWrites(_ volume: VolumeID) throws {
+        let id = SnapshotID(newID())!
+        let name = newName("s")
+        let ranges = Self.places(sizeBytes: model.volumes[volume]!.sizeBytes).map { place in
+            let first = (place.lowerBound + generator.below(UInt64(place.count) - 63)) / 8 * 8
+            return max(first, place.lowerBound)..<(max(first, place.lowerBound) + 56)
+        }
+        for range in ranges where pool != nil { try write(volume, over: range) }
+        guard pool != nil else { return }
+        try attempt(
+            "snapshot \(id.description.prefix(4)) \(name)", as: .snapshot, isDurable: true,
+            change: { $0.snapshot([volume], as: id, name: name, attributes: [], kind: .user) },
+            { _ = try $0.createSnapshot(id: id, name: name, volumes: [volume], attributes: []) })
+        for range in ranges where pool != nil {
+            try write(volume, over: range.lowerBound..<(range.lowerBound + 8))
+        }
+        guard pool != nil, let former = model.snapshots[id]?.members[volume] else { return }
+        try maintain()
+        guard pool != nil, model.snapshots[id] != nil, model.volumes[volume] != nil else { return }
+        try delete(id)
+        for _ in 0..<(3 + generator.below(4)) {
+            if pool != nil { try maintain() }
+            for _ in 0..<2 where pool != nil && model.volumes[volume] != nil {
+                try overwrite(volume, sharedWith: former)
+            }
+        }
     }
 
     func delete(_ id: SnapshotID) throws {

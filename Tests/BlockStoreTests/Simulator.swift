@@ -137,7 +137,7 @@ final class Simulator {
         forgetsLogs = generator.chance(30)
         snapshotLimit = generator.chance(4) ? 30 : 8
         hasDeepClones = generator.chance(8)
-        logCapacityBytes = generator.chance(30) ? 300 + Int(generator.below(3000)) : .max
+        logCapacityBytes = generator.chance(40) ? 300 + Int(generator.below(3000)) : .max
         let hasLog = generator.chance(60) || options.endsProcesses
         let usesTmpfs = options.endsProcesses && generator.chance(6)
         if hasLog {
@@ -276,7 +276,7 @@ final class Simulator {
     /// The end of the process alone, which leaves the system's cache and the volatile log, or a loss of power. True for
     /// the former.
     private func endProcessOrPower() -> Bool {
-        let endsProcess = generator.chance(options.endsProcesses ? 70 : volatileLog == nil ? 15 : 30)
+        let endsProcess = generator.chance(options.endsProcesses ? 70 : 30)
         defer { losesPower = false }
         if endsProcess, !losesPower {
             log.append("the process ends")
@@ -530,7 +530,10 @@ final class Simulator {
                 unanswered = stages.count + 1
                 crash("power loss")
             } else if case .readOnly(let reason) = pool.statistics.state {
-                if options.faults != .errors || reason.contains("damaged") {
+                // Where pages of the allocation map are lost, what they knew to be free cannot be used: room for map
+                // pages may run out. The pool says so, and what it has is there when it is opened again.
+                let lacksRoom = isDamaged && reason.contains("no room for its map pages")
+                if options.faults != .errors || reason.contains("damaged"), !lacksRoom {
                     throw fail("the pool failed by itself: \(reason)")
                 }
                 coverage.note(.poolFailed)
@@ -614,7 +617,7 @@ final class Simulator {
         if generator.chance(options.endsProcesses ? 5 : 2) { return crash("at once") }
         defer { isJustOpened = false }
         // What was found then must be on the disk, whatever the system had it from.
-        if isJustOpened, generator.chance(12) {
+        if isJustOpened, generator.chance(18) {
             losesPower = true
             return crash("soon after an opening")
         }
