@@ -50,13 +50,12 @@ final class SpaceMap {
         var busyWhenRunless = Int.max
     }
 
-    /// With P what the page on disk says: durable = (P − cleared) + marked, busy = P + marked + taken.
+    /// With P what the page on disk says: durable = P − cleared, busy = P + taken.
     final class Difference {
         var cleared: [UInt16] = []
-        var marked: [UInt16] = []
         var taken: [UInt16] = []
 
-        var isEmpty: Bool { cleared.isEmpty && marked.isEmpty && taken.isEmpty }
+        var isEmpty: Bool { cleared.isEmpty && taken.isEmpty }
     }
 
     let regionBlocks: UInt64
@@ -156,10 +155,9 @@ final class SpaceMap {
         regions[index].isDirty = false
         dirtyRegions.remove(index)
         guard let difference = regions[index].difference else { return }
-        // The page says now what was marked and cleared; what was cleared is still taken until it is released.
+        // The page says now what was cleared, which is still taken until it is released.
         difference.taken.append(contentsOf: difference.cleared)
         difference.cleared = []
-        difference.marked = []
         if difference.taken.isEmpty { regions[index].difference = nil }
     }
 
@@ -217,19 +215,15 @@ final class SpaceMap {
 
     private func applyDifference(ofRegion index: Int, to page: Page) throws(PoolError) -> Page {
         guard let difference = regions[index].difference else { return page }
-        for bit in difference.cleared { try flip(page, Int(bit), region: index, from: true) }
-        for bit in difference.marked { try flip(page, Int(bit), region: index, from: false) }
-        return page
-    }
-
-    private func flip(_ page: Page, _ bit: Int, region: Int, from before: Bool) throws(PoolError) {
-        let word = page.word(bit / 64 * 8)
-        let mask = UInt64(1) << UInt64(bit % 64)
-        guard (word & mask != 0) == before else {
-            let block = UInt64(region) * regionBlocks + UInt64(bit)
-            throw .damaged("block \(block) was \(before ? "freed" : "put into use") twice")
+        for bit in difference.cleared {
+            let word = page.word(Int(bit) / 64 * 8)
+            let mask = UInt64(1) << UInt64(bit % 64)
+            guard word & mask != 0 else {
+                throw .damaged("block \(UInt64(index) * regionBlocks + UInt64(bit)) was freed twice")
+            }
+            page.setWord(Int(bit) / 64 * 8, word ^ mask)
         }
-        page.setWord(bit / 64 * 8, word ^ mask)
+        return page
     }
 
     // MARK: Lost pages
@@ -666,7 +660,7 @@ final class SpaceMap {
     /// The block does not belong to the checkpoint being built any more; it stays busy until that one is durable.
     func clearDurable(_ block: UInt64) throws(PoolError) {
         let (region, bit) = try place(block)
-        if regions[region].bits == nil, regions[region].difference?.marked.isEmpty ?? true {
+        if regions[region].bits == nil {
             // Whether the page has it is seen when the page is written.
             difference(ofRegion: region).cleared.append(UInt16(bit))
         } else {
