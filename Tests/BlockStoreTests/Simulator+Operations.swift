@@ -305,13 +305,14 @@ extension Simulator {
     /// the volume overwrites what it still shares with it, before and behind the place where reclaim is.
     private func reclaimUnderWrites(_ volume: VolumeID) throws {
         let id = SnapshotID(newID())!
-        let name = newName("s")
         let ranges = Self.places(sizeBytes: model.volumes[volume]!.sizeBytes).map { place in
             let first = (place.lowerBound + generator.below(UInt64(place.count) - 63)) / 8 * 8
             return max(first, place.lowerBound)..<(max(first, place.lowerBound) + 56)
         }
         for range in ranges where pool != nil { try write(volume, over: range) }
         guard pool != nil else { return }
+        // Only now: what came between may have taken a name.
+        let name = newName("s")
         try attempt(
             "snapshot \(id.description.prefix(4)) \(name)", as: .snapshot, isDurable: true,
             change: { $0.snapshot([volume], as: id, name: name, attributes: [], kind: .user) },
