@@ -226,6 +226,35 @@ struct MapDamageTests {
         try pool.close()
     }
 
+    @Test("what two snapshots lost with different pages is not the same: a diff between them fails", arguments: 0...1)
+    func diffOfLosses(_ level: Int) throws {
+        let disk = SimulatedDisk(seed: 1)
+        var pool = try Pool.create(on: disk, options: .small())
+        _ = try pool.createVolume(id: Self.first, name: "a", sizeBytes: Self.sizeBytes)
+        var roots: [NodePointer] = []
+        for round in 0..<UInt64(2) {
+            // A whole page of the level, made anew.
+            let device = try pool.device(of: Self.first)
+            try device.unmap(at: 0, lengthBytes: MapSpan.blocks(level) * 4096)
+            for block in [0, 3, 256 + 3] as [UInt64] { try device.write(pattern(round + 1), at: block * 4096) }
+            try pool.maintain()
+            let root = try pool.core.volume(Self.first).head.root.pointer
+            let page = try Self.page(pool, root, level: level, block: 0)
+            try pool.close()
+            disk.rot(block: page, bit: 5)
+            pool = try Pool.open(on: disk, options: .small())
+            // A checkpoint notes what is lost.
+            try pool.device(of: Self.first).write(pattern(9), at: 0)
+            let snapshot = try pool.createSnapshot(
+                id: .random(), name: "s\(round)", volumes: [Self.first], attributes: [])
+            try pool.maintain()
+            roots.append(try pool.core.member(of: snapshot.id, Self.first).root.pointer)
+        }
+        var walk = DiffWalk(core: pool.core, from: 0, end: 1024)
+        #expect(throws: PoolError.self) { try walk.step(roots[0], roots[1], budget: 512, runLimit: 512) }
+        try pool.close()
+    }
+
     @Test(
         "whatever is written, cut and deleted while map pages rot, a read is right, or a medium error below one",
         arguments: 1...8 as ClosedRange<UInt64>)
