@@ -457,13 +457,18 @@ final class Simulator {
     func readAll(_ pool: Pool) throws -> PoolModel {
         var result = PoolModel()
         result.poolBytes = pool.statistics.sizeBytes
+        let snapshots = pool.snapshots()
         for volume in pool.volumes() {
             let content = try readModel(try pool.device(of: volume.id))
             try explain(content.unreadable, pool) { try pool.core.volume(volume.id).head }
             result.volumes[volume.id] = content
-            if let origin = volume.clonedFrom { result.origins[volume.id] = origin.snapshot }
+            guard let origin = volume.clonedFrom else { continue }
+            result.origins[volume.id] = origin.snapshot
+            guard snapshots.contains(where: { $0.id == origin.snapshot && $0.has(origin.volume) }) else {
+                throw fail("volume \(volume.name) is said to come from a volume that is no member of its origin")
+            }
         }
-        for snapshot in pool.snapshots() {
+        for snapshot in snapshots {
             var members: [VolumeID: VolumeModel] = [:]
             for member in snapshot.members {
                 let content = try readModel(try pool.device(of: snapshot.id, volume: member.volume))
@@ -662,4 +667,8 @@ final class Simulator {
         default: try generator.chance(50) ? grow() : scrub()
         }
     }
+}
+
+extension SnapshotRecord {
+    fileprivate func has(_ volume: VolumeID) -> Bool { members.contains { $0.volume == volume } }
 }
